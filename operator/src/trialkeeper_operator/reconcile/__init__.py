@@ -1,0 +1,1 @@
+"""Makes decisions true through two ports, Cluster and Source. Knows no Kubernetes client and no process."""

@@ -1,0 +1,1 @@
+"""Pure search: which parameters to try next."""

@@ -1,0 +1,1 @@
+"""What is known: the cache of objects and the codec of the snapshot."""
