@@ -95,13 +95,15 @@ class CheckpointRef:
 class Resumed:
     """Where this attempt began, stated once it is known; iteration 0 means from the start.
 
-    lostIterations counts what earlier attempts had reported beyond that point and what is run again.
+    `lostIterations` counts what the attempt before had reported beyond that point and what is run again,
+    `lostBefore` the sum of all earlier such statements, so that one that is never heard is not missed.
     """
 
     attempt: int
     iteration: int
     time: float
-    lostIterations: int  # noqa: N815
+    lostIterations: int
+    lostBefore: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,15 +116,15 @@ class Message:
 
     end: str = END_RUNNING
     attempt: int = 0
-    podUid: str = ""  # noqa: N815
+    podUid: str = ""
     reason: str = ""
     text: str = ""  # one sentence for people, or type, message and last frames of an exception
     time: float = 0.0
     started: float = 0.0  # when the SDK came up in this pod
-    firstReport: float = 0.0  # noqa: N815 - when this attempt's first iteration was reported, 0 before it
+    firstReport: float = 0.0  # when this attempt's first iteration was reported, 0 before it
     iteration: int = 0
-    trainedSeconds: float = 0.0  # noqa: N815
-    saveInterval: float = 0.0  # noqa: N815 - seconds between this attempt's last two saves, 0 before them
+    trainedSeconds: float = 0.0
+    saveInterval: float = 0.0  # seconds between this attempt's last two saves, 0 before them
     resumed: Resumed | None = None
     checkpoint: CheckpointRef | None = None
     metrics: Mapping[str, MetricSummary] = field(default_factory=dict)
@@ -151,10 +153,10 @@ class Message:
             value = json.loads(raw)
         except (ValueError, RecursionError):
             return None
-        if not isinstance(value, dict) or value.get("v") != VERSION or value.get("end") not in ENDS:
+        if not isinstance(value, dict) or value.get("v") != VERSION:
             return None
         try:
-            return _message(value)
+            return _message(value) if value["end"] in ENDS else None
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
             return None
 
@@ -202,6 +204,7 @@ def _message(value: dict[str, Any]) -> Message:
             iteration=_count(resumed["iteration"]),
             time=_number(resumed["time"]),
             lostIterations=_count(resumed["lostIterations"]),
+            lostBefore=_count(resumed.get("lostBefore", 0)),
         ),
         checkpoint=None
         if checkpoint is None

@@ -1,0 +1,61 @@
+# Everything a person needs, on a machine that has Python and nothing else.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-e2e-local check format crds lock bench clean
+
+help: ## Say what can be made
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
+
+##@ Use
+demo: $(VENV)/run ## Run examples/digits.yaml with six kills, live (ARGS="--fresh" runs it once more)
+	$(BIN)/trialkeeper run examples/digits.yaml --preempt 6 $(ARGS)
+
+##@ Develop
+test: $(VENV)/dev ## Unit, contract and simulation suites (no root, a few minutes)
+	$(BIN)/pytest -n 2 -q $(ARGS)
+
+test-e2e-local: $(VENV)/dev ## The whole on this machine: real training, real kills, trainers from hell
+	$(BIN)/pytest tests/e2e/local -q $(ARGS)
+
+check: $(VENV)/dev ## Formatting, lint, types, layers, and that the CRDs are those of the models
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m trialkeeper_operator.api.schema --check crds
+
+format: $(VENV)/dev ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+crds: $(VENV)/dev ## Write crds/ from the models
+	$(BIN)/python -m trialkeeper_operator.api.schema crds
+
+bench: $(VENV)/dev ## Measure this machine against its own limit
+	$(BIN)/python benchmarks/local.py $(ARGS)
+
+lock: $(VENV)/dev ## Resolve the dependencies anew (hashes, no addresses)
+	$(BIN)/pip install --quiet uv
+	operator/locks/resolve $(BIN)/uv
+
+clean: ## Remove what was made here, runs/ excepted
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.13 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+# Both packages are installed as they lie here; what they depend on comes from the lock, checked by hash.
+$(VENV)/run: $(VENV)/bin/pip operator/locks/run.txt operator/pyproject.toml trainer-sdk/pyproject.toml
+	$(BIN)/pip install --quiet --require-hashes -r operator/locks/run.txt
+	$(BIN)/pip install --quiet --no-build-isolation --no-deps -e trainer-sdk -e operator
+	@touch $@
+
+$(VENV)/dev: $(VENV)/run operator/locks/dev.txt
+	$(BIN)/pip install --quiet --require-hashes -r operator/locks/dev.txt
+	@touch $@

@@ -1,0 +1,183 @@
+"""The Experiment: what to train, what to vary, what to optimise, and how to treat what goes wrong."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field, StrictBool, StrictInt, StrictStr
+
+from trialkeeper_operator.api import names
+from trialkeeper_operator.api.conditions import Condition
+from trialkeeper_operator.api.parameters import Parameter, Scalar
+from trialkeeper_operator.api.resource import Model, Resource, StatusModel
+from trialkeeper_operator.api.trial import LostWork
+
+
+class Objective(Model):
+    """A metric to optimise. `value`: the last one reported, or the best of the visible history."""
+
+    metric: StrictStr = Field(min_length=1, max_length=256)
+    direction: Literal["Minimize", "Maximize"] = "Minimize"
+    value: Literal["Last", "Best"] = "Last"
+    target: float | None = None
+
+
+class Search(Model):
+    """Who suggests parameters. The algorithm is an open set: an unknown one is refused by name."""
+
+    algorithm: StrictStr = Field(default="Random", min_length=1, max_length=32)
+    seed: StrictInt = Field(default=0, ge=0, lt=2**53)
+    settings: dict[str, Scalar] = Field(default_factory=dict, max_length=32)
+
+
+class Enqueued(Model):
+    """Parameters to try before the search is asked; what is missing comes from the search."""
+
+    name: StrictStr | None = Field(default=None, min_length=1, max_length=63)
+    parameters: dict[str, Scalar] = Field(max_length=64)
+
+
+class Threshold(Model):
+    """Good enough: below, or above, a number."""
+
+    below: float | None = None
+    above: float | None = None
+
+
+class Plateau(Model):
+    """No more movement: the last `results` values of a metric deviate by at most `tolerance` from their mean."""
+
+    metric: StrictStr | None = Field(default=None, min_length=1, max_length=256)
+    results: StrictInt = Field(default=4, ge=2, le=1000)
+    tolerance: float = Field(default=0.01, ge=0)
+    grace: StrictInt = Field(default=4, ge=0)
+
+
+class Stop(Model):
+    """When a trial is done although its trainer would go on; judged in the trainer, the first that holds."""
+
+    max_iterations: StrictInt | None = Field(default=None, ge=1)
+    metrics: dict[str, Threshold] | None = Field(default=None, max_length=16)
+    timeout_seconds: float | None = Field(default=None, gt=0)
+    plateau: Plateau | None = None
+
+
+class CheckpointPolicy(Model):
+    """When a `save` function is called: every n iterations, every s seconds; both absent is Auto, 0 is off."""
+
+    frequency: StrictInt | None = Field(default=None, ge=0)
+    interval_seconds: float | None = Field(default=None, ge=0)
+    at_end: StrictBool = True
+
+
+class FailurePolicy(Model):
+    """Budgets of a trial, each for a class of endings, and of the experiment."""
+
+    max_failures: StrictInt = Field(default=3, ge=0, le=100)
+    max_disruptions: StrictInt = Field(default=1000, ge=0, le=10_000)
+    max_without_progress: StrictInt = Field(default=6, ge=1, le=100)
+    max_failed_trials: StrictInt | None = Field(default=None, ge=0, le=10_000)
+    backoff_seconds: float = Field(default=10.0, ge=0, le=600)
+
+
+class Timeouts(Model):
+    """Watchdogs in seconds, 0 is off; and the grace between SIGTERM and SIGKILL."""
+
+    first_report_seconds: float = Field(default=0.0, ge=0)
+    progress_seconds: float = Field(default=0.0, ge=0)
+    grace_seconds: StrictInt = Field(default=30, ge=1, le=3600)
+
+
+class Container(Model):
+    """The part of a container that we look at; the rest is passed on as it is."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: StrictStr = Field(min_length=1, max_length=63)
+    image: StrictStr = Field(min_length=1, max_length=512)
+
+
+class PodSpec(Model):
+    """The part of a pod's spec that we look at; the rest is passed on as it is."""
+
+    model_config = ConfigDict(extra="allow")
+
+    containers: list[Container] = Field(min_length=1, max_length=16)
+    restart_policy: Literal["Never"] = "Never"
+
+
+class TemplateMetadata(Model):
+    """Labels and annotations of each pod."""
+
+    labels: dict[str, StrictStr] | None = Field(default=None, max_length=64)
+    annotations: dict[str, StrictStr] | None = Field(default=None, max_length=64)
+
+
+class PodTemplate(Model):
+    """The pod of an attempt, before we add our variables and labels."""
+
+    metadata: TemplateMetadata | None = None
+    spec: PodSpec
+
+
+class ExperimentSpec(Model):
+    """What people write."""
+
+    objectives: list[Objective] = Field(min_length=1, max_length=4)
+    parameters: list[Parameter] = Field(min_length=1, max_length=64)
+    search: Search = Search()
+    enqueue: list[Enqueued] | None = Field(default=None, max_length=1000)
+    max_trials: StrictInt | None = Field(default=None, ge=1, le=10_000)
+    parallelism: StrictInt = Field(default=1, ge=0, le=3000)
+    stop: Stop | None = None
+    on_non_finite: Literal["Stop", "Continue"] = "Stop"
+    checkpoint: CheckpointPolicy = CheckpointPolicy()
+    failure_policy: FailurePolicy = FailurePolicy()
+    timeouts: Timeouts = Timeouts()
+    trainer_container: StrictStr | None = Field(default=None, min_length=1, max_length=63)
+    template: PodTemplate
+
+    @property
+    def container_name(self) -> str:
+        """The container that is the trainer."""
+        return self.trainer_container or self.template.spec.containers[0].name
+
+
+class Best(StatusModel):
+    """The trial with the best first objective so far."""
+
+    trial: str = Field(max_length=63)
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    value: float
+    values: list[float] | None = Field(default=None, max_length=4)
+    iteration: int = 0
+    checkpoint: str | None = Field(default=None, max_length=256)
+
+
+class ExperimentStatus(StatusModel):
+    """Written by the operator alone: counts and sums over the trials, never lists of names."""
+
+    observed_generation: int | None = None
+    phase: str | None = Field(default=None, max_length=32)
+    template_hash: str | None = Field(default=None, max_length=64)
+    trials: int = 0
+    active: int = 0
+    finished: int = 0
+    counts: dict[str, int] = Field(default_factory=dict, max_length=16)
+    best: Best | None = None
+    disruptions: int = 0
+    failures: int = 0
+    lost_work: LostWork = LostWork()
+    goodput: float | None = None
+    start_time: str | None = Field(default=None, max_length=40)
+    completion_time: str | None = Field(default=None, max_length=40)
+    conditions: list[Condition] = Field(default_factory=list, max_length=16)
+
+
+class Experiment(Resource):
+    """An experiment of checkpointed trials."""
+
+    kind_name: ClassVar[str] = names.EXPERIMENT
+
+    spec: ExperimentSpec
+    status: ExperimentStatus = ExperimentStatus()

@@ -1,0 +1,65 @@
+"""Every name that others may see: kinds, labels, annotations, reasons, and how children are called."""
+
+from __future__ import annotations
+
+from typing import Any
+
+GROUP = "trialkeeper.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+
+EXPERIMENT = "Experiment"
+TRIAL = "Trial"
+POD = "Pod"
+CONFIG_MAP = "ConfigMap"
+
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+MANAGED_BY = "trialkeeper"
+LABEL_EXPERIMENT = f"{GROUP}/experiment"
+LABEL_TRIAL = f"{GROUP}/trial"
+LABEL_ATTEMPT = f"{GROUP}/attempt"
+ANNOTATION_TRAINER = f"{GROUP}/trainer-container"
+
+EXPERIMENT_NAME = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+EXPERIMENT_NAME_LIMIT = 40  # a pod's name adds index, attempt and rank, and ends at 63
+
+# Condition types.
+ACCEPTED = "Accepted"
+STALLED = "Stalled"
+SUCCEEDED = "Succeeded"
+
+# Reasons of Accepted=False.
+INVALID = "Invalid"
+TEMPLATE_CHANGED = "TemplateChanged"
+
+# Reasons of an experiment's Succeeded condition. Those of STOPPING end its trials.
+ALL_TRIALS_FINISHED = "AllTrialsFinished"
+NO_TRIAL_SUCCEEDED = "NoTrialSucceeded"
+TARGET_REACHED = "TargetReached"
+TOO_MANY_FAILED_TRIALS = "TooManyFailedTrials"
+STOPPING = {
+    TARGET_REACHED: "a trial has reached the objective's target",
+    TOO_MANY_FAILED_TRIALS: "more trials failed than failurePolicy.maxFailedTrials allows",
+}
+
+
+def trial_name(experiment: str, index: int) -> str:
+    """The Trial of one index."""
+    return f"{experiment}-{index}"
+
+
+def pod_name(trial: str, attempt: int) -> str:
+    """The pod of one attempt. Two pods of one attempt cannot exist, since they would have one name."""
+    return f"{trial}-a{attempt}"
+
+
+def owner(kind: str, name: str, uid: str) -> dict[str, Any]:
+    """The ownerReference of a child to its controller."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": kind,
+        "name": name,
+        "uid": uid,
+        "controller": True,
+        "blockOwnerDeletion": False,
+    }

@@ -1,0 +1,166 @@
+"""What ought to happen to one experiment: how many trials to start, when it is over, what its status says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trialkeeper_operator.api import names
+from trialkeeper_operator.api.conditions import Condition, set_condition
+from trialkeeper_operator.api.experiment import Best, Experiment, ExperimentStatus
+from trialkeeper_operator.api.times import stamp
+from trialkeeper_operator.api.trial import LostWork, Trial
+from trialkeeper_operator.decide import ledger
+from trialkeeper_operator.decide.objective import reached, value, values
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`status` to store if it differs from the stored one; then as many new trials as `create` says."""
+
+    status: ExperimentStatus
+    create: int = 0
+
+
+def template_hash(experiment: Experiment) -> str:
+    """Of the template as it was accepted; what CEL lets slip through is found by it."""
+    text = json.dumps(experiment.spec.template.to_object(), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def plan(experiment: Experiment, trials: Sequence[Trial], *, limit: int, now: float) -> Plan:
+    """The next step of an experiment whose trials are `trials`, by index.
+
+    `limit` is how many trials it can have: maxTrials, or fewer where the search knows no more points.
+    """
+    status = _counted(experiment, trials)
+    digest = template_hash(experiment)
+    if status.template_hash not in (None, digest):
+        return Plan(_refused(experiment, status, now))
+    status = _accepted(experiment, status.model_copy(update={"template_hash": digest}), now)
+    settled = _condition(status, names.SUCCEEDED)
+    if settled is not None and settled.status != "Unknown" and status.active == 0 and len(trials) >= limit:
+        return Plan(status)
+    if settled is not None and settled.status != "Unknown" and settled.reason in names.STOPPING:
+        return Plan(status)
+    reason = _stopping(experiment, trials, settled)
+    if reason is None and len(trials) >= limit and status.active == 0:
+        reason = names.ALL_TRIALS_FINISHED
+    if reason is None:
+        return Plan(
+            _running(status, now, "Running", "trials are running"),
+            max(0, min(experiment.spec.parallelism - status.active, limit - len(trials))),
+        )
+    if status.active > 0:
+        return Plan(_running(status, now, reason, names.STOPPING[reason]))
+    return Plan(_finished(experiment, trials, status, reason, now))
+
+
+def _condition(status: ExperimentStatus, type_: str) -> Condition | None:
+    return next((c for c in status.conditions if c.type == type_), None)
+
+
+def _stopping(experiment: Experiment, trials: Sequence[Trial], settled: Condition | None) -> str | None:
+    """Why the rest of the trials is not wanted any more; once said it stays said."""
+    if settled is not None and settled.reason in names.STOPPING:
+        return settled.reason
+    failed = sum(t.status.phase == "Failed" for t in trials)
+    allowed = experiment.spec.failure_policy.max_failed_trials
+    if allowed is not None and failed > allowed:
+        return names.TOO_MANY_FAILED_TRIALS
+    if any(reached(experiment.spec.objectives, t.status) for t in trials):
+        return names.TARGET_REACHED
+    return None
+
+
+def _counted(experiment: Experiment, trials: Sequence[Trial]) -> ExperimentStatus:
+    counts = Counter(t.status.phase for t in trials)
+    lost = LostWork(
+        iterations=sum(t.status.lost_work.iterations for t in trials),
+        seconds=sum(t.status.lost_work.seconds for t in trials),
+        restart_seconds=sum(t.status.lost_work.restart_seconds for t in trials),
+    )
+    trained = sum(t.status.trained_seconds for t in trials)
+    spent = trained + lost.seconds + lost.restart_seconds
+    finished = sum(counts[phase] for phase in ledger.FINAL)
+    return experiment.status.model_copy(
+        update={
+            "observed_generation": experiment.generation,
+            "trials": len(trials),
+            "active": len(trials) - finished,
+            "finished": finished,
+            "counts": dict(sorted(counts.items())),
+            "best": best(experiment, trials),
+            "disruptions": sum(t.status.disruptions for t in trials),
+            "failures": sum(t.status.failures for t in trials),
+            "lost_work": lost,
+            "goodput": round(trained / spent, 4) if spent > 0 else None,
+        }
+    )
+
+
+def best(experiment: Experiment, trials: Sequence[Trial]) -> Best | None:
+    """The trial with the best first objective; the lower index among equals."""
+    objectives = experiment.spec.objectives
+    sign = 1.0 if objectives[0].direction == "Minimize" else -1.0
+    measured = [(v, t) for t in trials if (v := value(objectives[0], t.status)) is not None]
+    if not measured:
+        return None
+    number, trial = min(measured, key=lambda pair: (sign * pair[0], pair[1].spec.index))
+    return Best(
+        trial=trial.name,
+        parameters=trial.spec.parameters,
+        value=number,
+        values=values(objectives, trial.status) if len(objectives) > 1 else None,
+        iteration=trial.status.iteration,
+        checkpoint=trial.status.checkpoint.key if trial.status.checkpoint else None,
+    )
+
+
+def _with(
+    status: ExperimentStatus, type_: str, verdict: str, reason: str, message: str, now: float
+) -> ExperimentStatus:
+    condition = Condition(
+        type=type_, status=verdict, reason=reason, message=message[:1024], last_transition_time=stamp(now)
+    )
+    return status.model_copy(update={"conditions": set_condition(status.conditions, condition)})
+
+
+def _accepted(experiment: Experiment, status: ExperimentStatus, now: float) -> ExperimentStatus:
+    status = status.model_copy(update={"start_time": status.start_time or stamp(now)})
+    return _with(status, names.ACCEPTED, "True", "Valid", "the experiment is valid", now)
+
+
+def _refused(experiment: Experiment, status: ExperimentStatus, now: float) -> ExperimentStatus:
+    message = "spec.template was changed after it had been accepted: restore it, or create a new experiment"
+    return _with(status, names.ACCEPTED, "False", names.TEMPLATE_CHANGED, message, now)
+
+
+def _running(status: ExperimentStatus, now: float, reason: str, message: str) -> ExperimentStatus:
+    phase = "Stopping" if reason in names.STOPPING else "Running"
+    status = status.model_copy(update={"phase": phase, "completion_time": None})
+    return _with(status, names.SUCCEEDED, "Unknown", reason, message, now)
+
+
+def _finished(
+    experiment: Experiment, trials: Sequence[Trial], status: ExperimentStatus, reason: str, now: float
+) -> ExperimentStatus:
+    succeeded = status.counts.get("Succeeded", 0)
+    if reason == names.TOO_MANY_FAILED_TRIALS:
+        verdict, message = "False", f"{status.counts.get('Failed', 0)} trials failed, more than maxFailedTrials allows"
+    elif succeeded == 0 and reason != names.TARGET_REACHED and trials:
+        verdict, reason = "False", names.NO_TRIAL_SUCCEEDED
+        message = f"none of {len(trials)} trials succeeded; the last says: {_last_words(trials)}"
+    else:
+        verdict, message = "True", f"{succeeded} of {len(trials)} trials succeeded"
+    status = status.model_copy(
+        update={"phase": "Succeeded" if verdict == "True" else "Failed", "completion_time": stamp(now)}
+    )
+    return _with(status, names.SUCCEEDED, verdict, reason, message, now)
+
+
+def _last_words(trials: Sequence[Trial]) -> str:
+    return next((f"{t.name}: {t.status.message}" for t in reversed(trials) if t.status.message), "nothing")

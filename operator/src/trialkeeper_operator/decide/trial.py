@@ -1,0 +1,252 @@
+"""What ought to happen to one trial: a flat list of guarded steps from what is known to a plan.
+
+The plan's status is stored first, under the resourceVersion it was made from; only then are its actions
+carried out. So an attempt's number is stored before its pod exists, our intent before our delete, and an
+ending before the pod is cleared away. Any step may be repeated, and a crash between two is met again by
+the next pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trialkeeper.contract import Message
+from trialkeeper_operator.api import names
+from trialkeeper_operator.api.conditions import Condition, set_condition
+from trialkeeper_operator.api.experiment import Experiment
+from trialkeeper_operator.api.times import seconds, stamp
+from trialkeeper_operator.api.trial import Intent, Trial, TrialStatus
+from trialkeeper_operator.decide import endings, ledger
+from trialkeeper_operator.decide.endings import Ending
+from trialkeeper_operator.decide.pods import render
+
+Object = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class View:
+    """What is known about one trial.
+
+    `pods` are those whose controller is this very Trial, by name. `last` is the last state seen of the
+    open attempt's pod if its deletion has been watched. `gone`: a live read has just said that the open
+    attempt's pod does not exist. `report`: the newest live report and when it was received.
+    """
+
+    experiment: Experiment
+    trial: Trial
+    pods: Mapping[str, Object]
+    report: Message | None = None
+    report_time: float | None = None
+    last: Object | None = None
+    gone: bool = False
+
+
+@dataclass(frozen=True)
+class CreatePod:
+    """Create the pod of the open attempt; that its name is taken by ours is as good."""
+
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DeletePod:
+    """Delete this very pod (uid); `grace` None leaves it the grace that it has."""
+
+    name: str
+    uid: str
+    grace: int | None = None
+
+
+@dataclass(frozen=True)
+class ConfirmAbsence:
+    """Read the pod live: the cache's silence proves nothing."""
+
+    name: str
+
+
+Action = CreatePod | DeletePod | ConfirmAbsence
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`status` to store first (None: it stands), then `actions` in order; look again after `after` seconds."""
+
+    status: TrialStatus | None = None
+    actions: tuple[Action, ...] = ()
+    after: float | None = None
+
+
+def plan(view: View, now: float) -> Plan:
+    """The next step of a trial. Pure; `now` is seconds since the epoch."""
+    status = view.trial.status
+    if status.attempt > status.closed:
+        return _open(view, now)
+    leftovers = _leftovers(view)
+    if status.phase in ledger.FINAL:
+        return Plan(actions=leftovers)
+    stop = wanted(view)
+    if stop is not None:
+        return Plan(_rest(view, stop, now), leftovers)
+    if status.next_attempt_time and seconds(status.next_attempt_time) > now:
+        return Plan(actions=leftovers, after=seconds(status.next_attempt_time) - now)
+    if _still_running(view):
+        return Plan(actions=leftovers, after=5.0)
+    opened = ledger.open_attempt(status)
+    create = CreatePod(render(view.experiment, view.trial, opened.attempt))
+    return Plan(_observed(view, opened), (*leftovers, create))
+
+
+def _still_running(view: View) -> bool:
+    """One trainer of a trial at a time, except after Lost: that pod may never end, and the fence holds."""
+    history = view.trial.status.history
+    if history and history[-1].class_ == endings.LOST:
+        return False
+    return any(not endings.ended(pod, _container(view)) for pod in view.pods.values())
+
+
+def wanted(view: View) -> Intent | None:
+    """What speaks against running: the person's desire first, then the experiment's end."""
+    desired = view.trial.spec.desired
+    if desired == "Stop":
+        return Intent(action="Stop", reason="Desired", message="spec.desired is Stop")
+    ending = names.STOPPING.get(_succeeded_reason(view.experiment))
+    if ending is not None:
+        return Intent(action="Stop", reason="ExperimentEnded", message=ending)
+    if desired == "Pause":
+        return Intent(action="Pause", reason="Desired", message="spec.desired is Pause")
+    return None
+
+
+def _succeeded_reason(experiment: Experiment) -> str:
+    return next((c.reason for c in experiment.status.conditions if c.type == names.SUCCEEDED), "")
+
+
+def _observed(view: View, status: TrialStatus) -> TrialStatus | None:
+    """The status to store, completed by what follows from its phase; None if it is what is stored already."""
+    phase = status.phase
+    verdict = {"Succeeded": "True", "Failed": "False", "Stopped": "False"}.get(phase, "Unknown")
+    reason, message = (status.reason or phase, status.message) if phase in ledger.FINAL else (phase, "")
+    last_time = status.completion_time or status.start_time or view.trial.created
+    condition = Condition(
+        type=names.SUCCEEDED, status=verdict, reason=reason, message=message, last_transition_time=last_time
+    )
+    status = status.model_copy(
+        update={
+            "observed_generation": view.trial.generation,
+            "conditions": set_condition(status.conditions, condition),
+        }
+    )
+    return None if status == view.trial.status else status
+
+
+def _rest(view: View, stop: Intent, now: float) -> TrialStatus | None:
+    """No attempt is open and none is wanted: the trial is stopped, or rests."""
+    status = view.trial.status
+    if stop.action == "Pause":
+        update: dict[str, Any] = {"phase": "Paused", "reason": stop.reason, "message": stop.message}
+    else:
+        update = {"phase": "Stopped", "reason": stop.reason, "message": stop.message, "completion_time": stamp(now)}
+    return _observed(view, status.model_copy(update=update))
+
+
+def _leftovers(view: View) -> tuple[Action, ...]:
+    """Pods of closed attempts: cleared away, except a failed one's newest, kept for its log."""
+    status = view.trial.status
+    kept = ""
+    if status.phase == "Failed" and status.history and status.history[-1].class_ not in endings.DISRUPTED:
+        kept = names.pod_name(view.trial.name, status.closed)
+    return tuple(
+        DeletePod(name, pod["metadata"]["uid"])
+        for name, pod in sorted(view.pods.items())
+        if not (name == kept and endings.ended(pod, _container(view)))
+    )
+
+
+def _container(view: View) -> str:
+    return view.experiment.spec.container_name
+
+
+def _open(view: View, now: float) -> Plan:
+    """An attempt is open: find its pod, hear it, judge it, or watch over it."""
+    status, name = view.trial.status, names.pod_name(view.trial.name, view.trial.status.attempt)
+    pod = view.pods.get(name)
+    if status.pod is None:
+        if pod is None:
+            return _without_pod(view, now)
+        status = ledger.record_pod(status, pod, now)
+    gone = pod is None or pod["metadata"]["uid"] != status.pod.uid
+    if gone and pod is None and not view.gone:
+        return Plan(actions=(ConfirmAbsence(name),))
+    status = ledger.heard(status, view.report)
+    ending = endings.classify(
+        view.last if gone else pod,
+        container=_container(view),
+        attempt=status.attempt,
+        intent=_intended(status.intent),
+        report=view.report,
+        reported=ledger.has_reported(status),
+        gone=gone,
+    )
+    if ending is not None:
+        return _closed(view, status, ending, now)
+    assert pod is not None
+    return _watch(view, status, pod, now)
+
+
+def _without_pod(view: View, now: float) -> Plan:
+    """The number is stored, the pod is not known to exist: create it, unless nobody wants it any more."""
+    status, stop = view.trial.status, wanted(view)
+    if stop is None:
+        return Plan(actions=(CreatePod(render(view.experiment, view.trial, status.attempt)),))
+    if not view.gone:
+        return Plan(actions=(ConfirmAbsence(names.pod_name(view.trial.name, status.attempt)),))
+    ending = Ending(endings.STOPPED, stop.reason, stop.message)
+    return _closed(view, status.model_copy(update={"intent": stop}), ending, now)
+
+
+def _closed(view: View, status: TrialStatus, ending: Ending, now: float) -> Plan:
+    paused = status.intent is not None and status.intent.action == "Pause" and ending.class_ == endings.STOPPED
+    closed = ledger.close(status, ending, view.experiment.spec.failure_policy, now, paused=paused)
+    return Plan(_observed(view, closed), after=0.0)
+
+
+def _intended(intent: Intent | None) -> tuple[str, str, str] | None:
+    if intent is None:
+        return None
+    class_ = endings.FAILED if intent.action == "Restart" else endings.STOPPED
+    return class_, intent.reason, intent.message
+
+
+def _watch(view: View, status: TrialStatus, pod: Object, now: float) -> Plan:
+    """The pod lives: end it if it is not wanted or hangs, else note what it said."""
+    intent = status.intent or wanted(view)
+    after: float | None = None
+    if intent is None:
+        intent, after = _hang(view, status, now)
+    if intent is None:
+        return Plan(_observed(view, status), after=after)
+    status = status.model_copy(update={"intent": intent})
+    delete = () if pod["metadata"].get("deletionTimestamp") else (DeletePod(pod["metadata"]["name"], status.pod.uid),)
+    return Plan(_observed(view, status), delete)
+
+
+def _hang(view: View, status: TrialStatus, now: float) -> tuple[Intent | None, float | None]:
+    """The watchdogs: (our intent, None) if one has run out, else (None, seconds until it may)."""
+    timeouts, report, pod = view.experiment.spec.timeouts, view.report, status.pod
+    assert pod is not None
+    current = report is not None and report.attempt == status.attempt and report.firstReport > 0
+    if current:
+        limit, since = timeouts.progress_seconds, view.report_time or now
+        reason, field = "NoProgress", "timeouts.progressSeconds"
+    else:
+        limit, since = timeouts.first_report_seconds, seconds(pod.start_time)
+        reason, field = "NoReport", "timeouts.firstReportSeconds"
+    if not limit:
+        return None, None
+    left = since + limit - now
+    if left > 0:
+        return None, left
+    message = f"no report for {limit:g} s ({field}): the trainer hangs or reports too rarely"
+    return Intent(action="Restart", reason=reason, message=message), None

@@ -1,0 +1,79 @@
+"""Reconciling one experiment: count its trials, say where it stands, create the next ones."""
+
+from __future__ import annotations
+
+from trialkeeper_operator.api import names
+from trialkeeper_operator.api.conditions import Condition
+from trialkeeper_operator.api.experiment import Experiment
+from trialkeeper_operator.api.times import stamp
+from trialkeeper_operator.api.validate import InvalidObject, check_experiment
+from trialkeeper_operator.decide import experiment as decide
+from trialkeeper_operator.reconcile.ask import ask, limit
+from trialkeeper_operator.reconcile.ports import AlreadyExists, Conflict, Object
+from trialkeeper_operator.reconcile.world import Outcome, World
+from trialkeeper_operator.state.cache import Name, owner_uid
+
+NAME_TAKEN = 30.0  # seconds until a trial's name that somebody else has is tried again
+
+
+async def reconcile(world: World, name: Name) -> Outcome:
+    """One pass over an experiment; seconds until the next one is wanted, if the clock decides it."""
+    raw = world.cache.raw(names.EXPERIMENT, name)
+    if raw is None or raw["metadata"].get("deletionTimestamp"):
+        return None
+    experiment = world.cache.experiment(name)
+    if experiment is None:
+        await _refuse(world, raw)
+        return None
+    trials = world.cache.trials_of(experiment)
+    plan = decide.plan(experiment, trials, limit=limit(experiment), now=world.now())
+    if plan.status != experiment.status:
+        try:
+            await world.put_status(raw, plan.status.to_object())
+        except Conflict:
+            await world.look(names.EXPERIMENT, name)
+            return 0.0
+    first = plan.status.trials
+    for index in range(first, first + plan.create):
+        if not await _create(world, experiment, index):
+            return NAME_TAKEN
+    return None
+
+
+async def _create(world: World, experiment: Experiment, index: int) -> bool:
+    """Create one trial; False if its name is a stranger's."""
+    trials = world.cache.trials_of(experiment)
+    searches = world.searches.setdefault(experiment.uid, {})
+    body = ask(experiment, trials, index, searches)
+    try:
+        created = await world.cluster.create(body)
+    except AlreadyExists:
+        # Ours from before a crash, or from another operator: its parameters stand.
+        found = await world.look(names.TRIAL, (experiment.namespace, body["metadata"]["name"]))
+        return found is None or owner_uid(found) == experiment.uid
+    world.seen(names.TRIAL, created)
+    return True
+
+
+async def _refuse(world: World, raw: Object) -> None:
+    """The object does not fit the models, whatever let it in: say so once, and leave it alone."""
+    try:
+        check_experiment(raw)
+    except InvalidObject as refusal:
+        message = str(refusal)[:1024]
+    else:
+        return
+    known = (raw.get("status") or {}).get("conditions") or ()
+    if any(c.get("type") == names.ACCEPTED and c.get("message") == message for c in known if isinstance(c, dict)):
+        return
+    condition = Condition(
+        type=names.ACCEPTED,
+        status="False",
+        reason=names.INVALID,
+        message=message,
+        last_transition_time=stamp(world.now()),
+    )
+    try:
+        await world.put_status(raw, {"phase": "Invalid", "conditions": [condition.to_object()]})
+    except Conflict:
+        await world.look(names.EXPERIMENT, (raw["metadata"].get("namespace", ""), raw["metadata"]["name"]))

@@ -1,0 +1,129 @@
+"""Reconciling one trial: look at the cache, ask `decide`, store the status, carry out the actions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from trialkeeper_operator.api import names
+from trialkeeper_operator.api.trial import Trial, TrialStatus
+from trialkeeper_operator.decide import endings, ledger
+from trialkeeper_operator.decide import trial as decide
+from trialkeeper_operator.decide.endings import Ending
+from trialkeeper_operator.decide.trial import Action, ConfirmAbsence, CreatePod, DeletePod, Plan, View
+from trialkeeper_operator.reconcile.ports import AlreadyExists, Conflict, Invalid, NotFound
+from trialkeeper_operator.reconcile.world import Outcome, World
+from trialkeeper_operator.state.cache import Name, owner_uid
+
+_LIVE = frozenset({"iteration", "trained_seconds", "metrics", "save_interval"})
+NAME_TAKEN = 30.0  # seconds until a pod's name that somebody else has is tried again
+
+
+async def reconcile(world: World, name: Name) -> Outcome:
+    """One pass over a trial; seconds until the next one is wanted, if the clock decides it."""
+    view = _view(world, name)
+    if view is None:
+        return None
+    plan = decide.plan(view, world.now())
+    if any(isinstance(action, ConfirmAbsence) for action in plan.actions):
+        view = await _confirmed(world, name, view)
+        if view is None:
+            return 0.0
+        plan = decide.plan(view, world.now())
+    try:
+        wait = await _store(world, name, view.trial, plan)
+    except Conflict:
+        await world.look(names.TRIAL, name)
+        return 0.0
+    for action in plan.actions:
+        await _act(world, view, action)
+    waits = [seconds for seconds in (wait, plan.after) if seconds is not None]
+    return min(waits) if waits else None
+
+
+def _view(world: World, name: Name) -> View | None:
+    trial = world.cache.trial(name)
+    if trial is None or trial.deleting:
+        return None
+    experiment = world.cache.experiment((trial.namespace, trial.spec.experiment))
+    if experiment is None or experiment.uid != trial.spec.experiment_uid or experiment.deleting:
+        return None
+    report, heard = world.reports.get(name, (None, None))
+    pod = trial.status.pod
+    last = world.cache.last_pod((trial.namespace, pod.name), pod.uid) if pod else None
+    return View(experiment, trial, world.cache.pods_of(trial), report, heard, last)
+
+
+async def _confirmed(world: World, name: Name, view: View) -> View | None:
+    """The view after a live read of the open attempt's pod; None if the read has brought news."""
+    trial = view.trial
+    pod_name = names.pod_name(trial.name, trial.status.attempt)
+    found = await world.look(names.POD, (trial.namespace, pod_name))
+    if found is not None and owner_uid(found) == trial.uid:
+        return None
+    fresh = _view(world, name)
+    return replace(fresh, gone=True) if fresh is not None and fresh.trial == trial else None
+
+
+async def _store(world: World, name: Name, trial: Trial, plan: Plan) -> Outcome:
+    """Write the status, unless only live values differ and the last write of those is too young."""
+    if plan.status is None:
+        return None
+    if _only_live(trial.status, plan.status):
+        left = world.live_writes.get(name, 0.0) + world.status_interval - world.now()
+        if left > 0:
+            return left
+    world.live_writes[name] = world.now()
+    raw = world.cache.raw(names.TRIAL, name)
+    if raw is None or raw["metadata"].get("resourceVersion") != trial.resource_version:
+        raise Conflict(f"trial {trial.name} has changed since it was looked at")
+    await world.put_status(raw, plan.status.to_object())
+    if plan.status.closed > trial.status.closed:
+        world.cache.forget_pod((trial.namespace, names.pod_name(trial.name, plan.status.closed)))
+    return None
+
+
+def _only_live(old: TrialStatus, new: TrialStatus) -> bool:
+    return old.model_copy(update={field: getattr(new, field) for field in _LIVE}) == new
+
+
+async def _act(world: World, view: View, action: Action) -> None:
+    if isinstance(action, CreatePod):
+        await _create(world, view, action)
+    elif isinstance(action, DeletePod):
+        await _delete(world, view.trial.namespace, action)
+
+
+async def _create(world: World, view: View, action: CreatePod) -> None:
+    trial, pod = view.trial, action.body["metadata"]["name"]
+    try:
+        created = await world.cluster.create(action.body)
+    except AlreadyExists:
+        # Ours from before a crash or a lost answer, or a stranger's: only the stored object knows.
+        found = await world.look(names.POD, (trial.namespace, pod))
+        if found is not None and owner_uid(found) != trial.uid:
+            world.queue.add((names.TRIAL, (trial.namespace, trial.name)), NAME_TAKEN)
+        else:
+            world.queue.add((names.TRIAL, (trial.namespace, trial.name)))
+    except Invalid as refusal:
+        await _refused(world, (trial.namespace, trial.name), view, str(refusal))
+    else:
+        world.seen(names.POD, created)
+
+
+async def _refused(world: World, name: Name, view: View, sentence: str) -> None:
+    """Admission refuses the pod: another try cannot help, the attempt ends with its sentence."""
+    trial, raw = world.cache.trial(name), world.cache.raw(names.TRIAL, name)
+    if trial is None or raw is None:
+        return
+    ending = Ending(endings.USER_ERROR, "PodRefused", sentence[:1024])
+    closed = ledger.close(trial.status, ending, view.experiment.spec.failure_policy, world.now(), paused=False)
+    await world.put_status(raw, closed.to_object())
+
+
+async def _delete(world: World, namespace: str, action: DeletePod) -> None:
+    try:
+        await world.cluster.delete(names.POD, namespace, action.name, uid=action.uid, grace_seconds=action.grace)
+    except (NotFound, Conflict):
+        known = world.cache.raw(names.POD, (namespace, action.name))
+        if known is not None and known["metadata"]["uid"] == action.uid:
+            world.vanished(names.POD, dict(known))

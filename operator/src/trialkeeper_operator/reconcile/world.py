@@ -1,0 +1,109 @@
+"""What the reconcilers share: the port to write through, the cache, the queue, the newest reports.
+
+Every object that is seen, by the watch or as the answer of an own write, goes through `seen`, which
+decides whose turn it is next. So nothing waits for an event that a broken watch may never bring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from trialkeeper.contract import Message
+from trialkeeper_operator.api import names
+from trialkeeper_operator.reconcile.ports import Cluster, NotFound, Object
+from trialkeeper_operator.reconcile.queue import KeyedQueue
+from trialkeeper_operator.state.cache import Cache, Name, name_of
+
+Key = tuple[str, Name]  # kind (Experiment or Trial) and name
+
+
+@dataclass
+class World:
+    """One operator's knowledge. `now` gives seconds since the epoch; intervals are seconds."""
+
+    cluster: Cluster
+    now: Callable[[], float]
+    queue: KeyedQueue[Key]
+    status_interval: float = 30.0  # between two writes of a trial's live values
+    cache: Cache = field(default_factory=Cache)
+    reports: dict[Name, tuple[Message, float]] = field(default_factory=dict)
+    live_writes: dict[Name, float] = field(default_factory=dict)
+    searches: dict[str, Any] = field(default_factory=dict)  # by experiment uid: what the search keeps, a cache only
+    _signatures: dict[str, object] = field(default_factory=dict)
+
+    def seen(self, kind: str, obj: Object) -> None:
+        """Take in a version of an object, and queue whom it concerns if it is news."""
+        if not self.cache.apply(kind, obj):
+            return
+        namespace, name = name_of(obj)
+        if kind == names.POD:
+            trial = (obj["metadata"].get("labels") or {}).get(names.LABEL_TRIAL)
+            if isinstance(trial, str):
+                self.queue.add((names.TRIAL, (namespace, trial)))
+        elif kind == names.TRIAL:
+            self.queue.add((names.TRIAL, (namespace, name)))
+            experiment = (obj.get("spec") or {}).get("experiment")
+            if isinstance(experiment, str):
+                self.queue.add((names.EXPERIMENT, (namespace, experiment)))
+        elif kind == names.EXPERIMENT:
+            self.queue.add((names.EXPERIMENT, (namespace, name)))
+            self._trials_if_changed(obj)
+
+    def _trials_if_changed(self, obj: Object) -> None:
+        """An experiment's trials look again when its spec or its verdict changed, not for each new count."""
+        conditions = (obj.get("status") or {}).get("conditions") or ()
+        verdicts = sorted((c.get("type", ""), c.get("reason", "")) for c in conditions if isinstance(c, dict))
+        signature = (obj["metadata"].get("generation"), verdicts)
+        uid = obj["metadata"]["uid"]
+        if self._signatures.get(uid) == signature:
+            return
+        self._signatures[uid] = signature
+        experiment = self.cache.experiment(name_of(obj))
+        for trial in self.cache.trials_of(experiment) if experiment else ():
+            self.queue.add((names.TRIAL, (trial.namespace, trial.name)))
+
+    def vanished(self, kind: str, obj: Object) -> None:
+        """Take in that an object was deleted."""
+        namespace, name = name_of(obj)
+        self.cache.remove(kind, obj)
+        if kind == names.POD:
+            trial = (obj["metadata"].get("labels") or {}).get(names.LABEL_TRIAL)
+            if isinstance(trial, str):
+                self.queue.add((names.TRIAL, (namespace, trial)))
+        elif kind == names.TRIAL:
+            self.reports.pop((namespace, name), None)
+            self.live_writes.pop((namespace, name), None)
+            experiment = (obj.get("spec") or {}).get("experiment")
+            if isinstance(experiment, str):
+                self.queue.add((names.EXPERIMENT, (namespace, experiment)))
+        elif kind == names.EXPERIMENT:
+            self.searches.pop(obj["metadata"]["uid"], None)
+            self._signatures.pop(obj["metadata"]["uid"], None)
+
+    async def look(self, kind: str, name: Name) -> Object | None:
+        """Read an object live, and let the cache know what was found."""
+        found = await self.cluster.get(kind, *name)
+        known = self.cache.raw(kind, name)
+        if found is None:
+            if known is not None:
+                self.vanished(kind, dict(known))
+        else:
+            self.seen(kind, found)
+        return found
+
+    async def put_status(self, raw: Mapping[str, Any], status: Mapping[str, Any]) -> None:
+        """Store a status under the version it was made from.
+
+        :raises Conflict: if the object has changed since; the caller looks again.
+        """
+        body = {**raw, "status": dict(status)}
+        try:
+            self.seen(raw["kind"], await self.cluster.put_status(body))
+        except NotFound:
+            self.vanished(raw["kind"], dict(raw))
+
+
+Outcome = float | None  # seconds until the next look, None: whenever something happens
+Kind = Literal["Experiment", "Trial"]

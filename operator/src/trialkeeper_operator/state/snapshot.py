@@ -1,0 +1,160 @@
+"""The snapshot's codec: an experiment's state as a few columns, compressed, for a ConfigMap's binaryData.
+
+Columns compress three times better than rows, since values of one kind stand together. A snapshot is user
+input when it is read back: its size is bounded before and while it is unpacked, its hash and schema are
+checked, and a field that is missing or of the wrong kind is refused with its name.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+SCHEMA_VERSION = 1
+DATA_KEY = "snapshot.json.gz"
+COMPRESSED_LIMIT = 1 << 20  # bytes: what a ConfigMap holds
+UNPACKED_LIMIT = 64 << 20
+
+# Spec and status fields of a Trial that outlive it; everything else follows from them.
+_SPEC = ("index", "name", "parameters", "note", "seed", "desired")
+_STATUS = (
+    "phase",
+    "reason",
+    "attempt",
+    "closed",
+    "failures",
+    "disruptions",
+    "withoutProgress",
+    "iteration",
+    "trainedSeconds",
+    "metrics",
+    "checkpoint",
+    "base",
+    "lostWork",
+    "startTime",
+    "completionTime",
+)
+
+
+class SnapshotInvalid(ValueError):
+    """Raised when a snapshot cannot be read; the message says which part is wrong."""
+
+
+def encode(experiment: Mapping[str, Any], trials: Iterable[Mapping[str, Any]]) -> bytes:
+    """The compressed snapshot of raw objects; equal input gives equal bytes."""
+    rows = sorted(trials, key=lambda t: t["spec"]["index"])
+    meta = experiment["metadata"]
+    document = {
+        "schemaVersion": SCHEMA_VERSION,
+        "experiment": {
+            "name": meta["name"],
+            "namespace": meta.get("namespace", ""),
+            "uid": meta.get("uid", ""),
+            "generation": meta.get("generation", 0),
+            "spec": experiment["spec"],
+            "status": experiment.get("status", {}),
+        },
+        "trials": len(rows),
+        "spec": {f: _column([row["spec"].get(f) for row in rows], f) for f in _SPEC},
+        "status": {f: _column([(row.get("status") or {}).get(f) for row in rows], f) for f in _STATUS},
+    }
+    text = json.dumps(document, separators=(",", ":"), sort_keys=True).encode()
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)  # 31: a gzip frame, whose time stamp zlib leaves 0
+    return packer.compress(text) + packer.flush()
+
+
+def _column(values: Sequence[Any], field: str) -> Any:
+    """One field of all trials: a single value if all agree, columns of its members if it is an object."""
+    if values and all(v == values[0] and type(v) is type(values[0]) for v in values):
+        return {"all": values[0]}
+    if any(isinstance(v, dict) for v in values):
+        keys = sorted({key for v in values if isinstance(v, dict) for key in v})
+        present = [isinstance(v, dict) for v in values]
+        members = {
+            k: _column([v.get(k) if isinstance(v, dict) else None for v in values], f"{field}.{k}") for k in keys
+        }
+        return {"of": members, **({} if all(present) else {"in": [int(p) for p in present]})}
+    return {"each": list(values)}
+
+
+def _values(column: Any, count: int, field: str) -> list[Any]:
+    if not isinstance(column, dict):
+        raise SnapshotInvalid(f"snapshot: {field} is not a column")
+    if "all" in column:
+        return [column["all"]] * count
+    if "each" in column:
+        each = column["each"]
+        if not isinstance(each, list) or len(each) != count:
+            raise SnapshotInvalid(f"snapshot: {field} has not one value for each of {count} trials")
+        return each
+    members, present = column.get("of"), column.get("in", [1] * count)
+    if not isinstance(members, dict) or not isinstance(present, list) or len(present) != count:
+        raise SnapshotInvalid(f"snapshot: {field} is not a column")
+    unpacked = {k: _values(v, count, f"{field}.{k}") for k, v in members.items()}
+    return [{k: v[i] for k, v in unpacked.items() if v[i] is not None} if present[i] else None for i in range(count)]
+
+
+def unpack(data: bytes) -> dict[str, Any]:
+    """The document inside, checked for size and schema but not yet for its columns.
+
+    :raises SnapshotInvalid: if it is too large, broken, or of another schema version.
+    """
+    if len(data) > COMPRESSED_LIMIT:
+        raise SnapshotInvalid(f"snapshot: {len(data)} bytes are more than a ConfigMap holds")
+    unpacker = zlib.decompressobj(31)
+    try:
+        text = unpacker.decompress(data, UNPACKED_LIMIT)
+        if not unpacker.eof:
+            raise SnapshotInvalid("snapshot: it is cut short, or larger than 64 MiB when unpacked")
+        document = json.loads(text)
+    except (zlib.error, ValueError, RecursionError) as broken:
+        if isinstance(broken, SnapshotInvalid):
+            raise
+        raise SnapshotInvalid(f"snapshot: it cannot be unpacked: {broken}") from broken
+    if not isinstance(document, dict) or document.get("schemaVersion") != SCHEMA_VERSION:
+        raise SnapshotInvalid(f"snapshot: its schemaVersion is not {SCHEMA_VERSION}")
+    return document
+
+
+def decode(data: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(experiment, trials) of a snapshot: name, namespace, uid, spec, status; and spec, status of each trial.
+
+    :raises SnapshotInvalid: if any part of it is not what `encode` writes.
+    """
+    document = unpack(data)
+    experiment, count = document.get("experiment"), document.get("trials")
+    if not isinstance(experiment, dict) or not isinstance(count, int) or not 0 <= count <= 100_000:
+        raise SnapshotInvalid("snapshot: experiment or trials is missing")
+    tables = {}
+    for part, fields in (("spec", _SPEC), ("status", _STATUS)):
+        columns = document.get(part)
+        if not isinstance(columns, dict):
+            raise SnapshotInvalid(f"snapshot: {part} is missing")
+        tables[part] = {f: _values(columns.get(f), count, f"{part}.{f}") for f in fields}
+    trials = [
+        {part: {f: v[i] for f, v in table.items() if v[i] is not None} for part, table in tables.items()}
+        for i in range(count)
+    ]
+    return experiment, trials
+
+
+def config_map(experiment: Mapping[str, Any], data: bytes) -> dict[str, Any]:
+    """The ConfigMap `<experiment>-snapshot`. It has no owner, since it is there to outlive the experiment."""
+    meta = experiment["metadata"]
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": f"{meta['name']}-snapshot",
+            "namespace": meta.get("namespace", ""),
+            "annotations": {
+                "trialkeeper.dev/experiment-uid": meta.get("uid", ""),
+                "trialkeeper.dev/sha256": hashlib.sha256(data).hexdigest(),
+            },
+        },
+        "binaryData": {DATA_KEY: base64.b64encode(data).decode()},
+    }

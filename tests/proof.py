@@ -1,0 +1,123 @@
+"""The proof that a trial resumed: on raw results and final weights, never on anything de-duplicated.
+
+Each attempt must begin at the iteration after the checkpoint that it loaded; the iterations that occur twice
+in the raw results must be those that the status calls lost; and the final weights and the curve must equal,
+bit by bit, those of a run with the same seed and parameters that nobody killed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+AUTOMATIC = frozenset(
+    {"training_iteration", "time_this_iter_s", "time_total_s", "timestamp", "trial_id", "attempt", "hostname", "step"}
+)
+Row = dict[str, Any]
+
+
+def rows(prefix: Path) -> dict[int, list[Row]]:
+    """Raw results of a trial by attempt, in the order in which they were written."""
+    found: dict[int, list[Row]] = {}
+    for file in sorted((prefix / "results").glob("a*.jsonl")):
+        lines = file.read_text().splitlines(keepends=True)
+        whole = [json.loads(line) for line in lines if line.endswith("\n")]
+        found[int(file.name[1:7])] = whole
+    return found
+
+
+def bases(prefix: Path) -> dict[int, tuple[int, int]]:
+    """(attempt, iteration) of the checkpoint that each attempt loaded, (0, 0) for none."""
+    found = {}
+    for file in sorted((prefix / "attempts").glob("*.json")):
+        base = json.loads(file.read_text())["base"]
+        found[int(file.stem)] = (0, 0) if base is None else (int(base[11:17]), int(base[19:31]))
+    return found
+
+
+def continuity(prefix: Path) -> list[str]:
+    """What contradicts that each attempt began right after the checkpoint it loaded, and counted on from there."""
+    wrong = []
+    base = bases(prefix)
+    for attempt, results in rows(prefix).items():
+        iterations = [row["training_iteration"] for row in results]
+        first = base[attempt][1] + 1
+        if iterations != list(range(first, first + len(iterations))):
+            wrong.append(f"attempt {attempt} loaded iteration {first - 1}, but its results are {iterations}")
+    return wrong
+
+
+def resumed(prefix: Path) -> list[str]:
+    """What contradicts that attempts after the first began from a checkpoint, although there was one."""
+    wrong, base = [], bases(prefix)
+    for attempt in sorted(base)[1:]:
+        earlier = [m for m in (prefix / "manifests").glob("*.json") if int(m.name[1:7]) < attempt]
+        if earlier and base[attempt] == (0, 0):
+            wrong.append(f"attempt {attempt} started over although there were {len(earlier)} checkpoints")
+    return wrong
+
+
+def repeated(prefix: Path) -> int:
+    """How many iterations occur once more than they had to."""
+    counts = Counter(row["training_iteration"] for results in rows(prefix).values() for row in results)
+    return sum(count - 1 for count in counts.values())
+
+
+def curve(prefix: Path) -> dict[int, dict[str, Any]]:
+    """The visible history: the newest attempt's row of each iteration, without what a clock or a host put in."""
+    visible: dict[int, dict[str, Any]] = {}
+    for results in rows(prefix).values():
+        for row in results:
+            visible[row["training_iteration"]] = {k: v for k, v in row.items() if k not in AUTOMATIC}
+    return visible
+
+
+def weights(prefix: Path) -> tuple[int, dict[str, str]]:
+    """Iteration and sha256 of each file of the newest checkpoint of the highest attempt."""
+    newest = max((prefix / "manifests").glob("*.json"), key=lambda p: p.name)
+    manifest = json.loads(newest.read_text())
+    folder = prefix / manifest["data"]
+    files = {e["path"]: hashlib.sha256((folder / e["path"]).read_bytes()).hexdigest() for e in manifest["files"]}
+    return manifest["iteration"], files
+
+
+def equal(killed: Path, reference: Path) -> list[str]:
+    """What differs between a killed and resumed trial and one that nobody killed."""
+    wrong = []
+    a, b = curve(killed), curve(reference)
+    if sorted(a) != sorted(b):
+        wrong.append(f"iterations differ: {sorted(a)} and {sorted(b)}")
+    wrong += [f"iteration {i}: {a[i]} is not {b[i]}" for i in sorted(set(a) & set(b)) if not _same(a[i], b[i])]
+    if weights(killed) != weights(reference):
+        wrong.append(f"final weights differ: {weights(killed)} and {weights(reference)}")
+    return wrong
+
+
+def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    def exact(x: Any, y: Any) -> bool:
+        return x == y or (isinstance(x, float) and isinstance(y, float) and math.isnan(x) and math.isnan(y))
+
+    return a.keys() == b.keys() and all(exact(a[k], b[k]) for k in a)
+
+
+def lost(trial: dict[str, Any]) -> int:
+    """Lost iterations of a trial by its attempts, as `--output json` has them."""
+    return sum(attempt["lostIterations"] or 0 for attempt in trial["attempts"])
+
+
+def violations(prefix: Path, trial: dict[str, Any], reference: Path) -> list[str]:
+    """Everything that speaks against the proof for one trial."""
+    wrong = [*continuity(prefix), *resumed(prefix), *equal(prefix, reference)]
+    if repeated(prefix) != lost(trial):
+        wrong.append(f"{repeated(prefix)} iterations are in the raw results twice, the status calls {lost(trial)} lost")
+    return wrong
+
+
+def prefixes(run: Path) -> Iterable[Path]:
+    """The trials' folders of a run, by index."""
+    return sorted(p.parent for p in run.glob("store/*/*/*/attempts"))

@@ -1,0 +1,112 @@
+"""What must hold at every step and at the end, whatever happens: as code, in words for the trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from trialkeeper_operator.reconcile.ports import Event, Object
+
+FINAL = ("Succeeded", "Failed", "Stopped")
+COUNTED_ONCE = ("Succeeded", "UserError", "Stopped")
+
+
+class Watcher:
+    """Sees every change in order and notes what breaks a rule."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.violations: list[str] = []
+        self.trace: list[str] = []
+        self._trials: dict[str, dict[str, Any]] = {}
+        self._verdict = "Unknown"
+
+    def note(self, line: str) -> None:
+        self.trace.append(f"{self._clock():9.2f}  {line}")
+
+    def _wrong(self, line: str) -> None:
+        self.note(f"VIOLATION {line}")
+        self.violations.append(line)
+
+    def see(self, event: Event) -> None:
+        meta, status = event.object["metadata"], event.object.get("status") or {}
+        if event.kind == "Trial":
+            self._trial(meta["name"], status)
+        elif event.kind == "Experiment":
+            conditions = {c["type"]: c["status"] for c in status.get("conditions", ())}
+            self._verdict = conditions.get("Succeeded", "Unknown")
+        elif event.kind == "Pod":
+            ended = [s["state"].get("terminated", {}).get("exitCode") for s in status.get("containerStatuses", ())]
+            self.note(f"pod {meta['name']} {event.type} {status.get('phase', '')} {ended or ''}")
+
+    def _trial(self, name: str, status: dict[str, Any]) -> None:
+        old = self._trials.get(name, {})
+        self._trials[name] = status
+        self.note(
+            f"{name} {status.get('phase', '-')} attempt {status.get('attempt', 0)} closed {status.get('closed', 0)} "
+            f"iteration {status.get('iteration', 0)} failures {status.get('failures', 0)} "
+            f"disruptions {status.get('disruptions', 0)} {status.get('reason', '')}"
+        )
+
+        def grew(field: str) -> int:
+            return int(status.get(field, 0)) - int(old.get(field, 0))
+
+        if old.get("phase") in FINAL and status.get("phase") != old["phase"]:
+            self._wrong(f"{name} left its final phase {old['phase']}")
+        for field in ("attempt", "closed", "failures", "disruptions"):
+            if grew(field) < 0 or grew(field) > 1:
+                self._wrong(f"{name} {field} went from {old.get(field, 0)} to {status.get(field, 0)}")
+        if grew("attempt") and old.get("attempt", 0) != old.get("closed", 0):
+            self._wrong(f"{name} opened attempt {status['attempt']} before the last one was closed")
+        if (grew("failures") or grew("disruptions")) and not grew("closed"):
+            self._wrong(f"{name} counted an ending without closing an attempt")
+        if status.get("closed", 0) > status.get("attempt", 0):
+            self._wrong(f"{name} closed an attempt that was never opened")
+        base, before = status.get("base") or {}, old.get("base") or {}
+        if base.get("iteration", 0) < before.get("iteration", 0):
+            self._wrong(f"{name} base iteration fell from {before['iteration']} to {base['iteration']}")
+
+    def over(self, trials: int) -> bool:
+        """Whether the experiment has its verdict and every trial is final."""
+        phases = [s.get("phase") for s in self._trials.values()]
+        return self._verdict != "Unknown" and len(phases) == trials and all(p in FINAL for p in phases)
+
+
+def judge(story: Any) -> list[str]:
+    """What is wrong with how a story ended; empty if nothing is."""
+    wrong = list(story.violations)
+    for trial in story.trials:
+        wrong += [f"{trial['metadata']['name']}: {line}" for line in _ended(trial, story)]
+    counts = story.experiment["status"].get("counts", {})
+    if sum(counts.values()) != story.plot.trials:
+        wrong.append(f"the experiment counts {counts} of {story.plot.trials} trials")
+    names = [name for name, _ in story.node.started]
+    if len(set(names)) != len(names):
+        # Only an attempt whose pod vanished before its uid was recorded may start twice, never side by side.
+        wrong += [f"{n} ran twice" for n in set(names) if names.count(n) > 2]
+    return wrong
+
+
+def _ended(trial: Object, story: Any) -> list[str]:
+    name, status = trial["metadata"]["name"], trial.get("status") or {}
+    prefix, script = story.node.prefixes.get(name), story.plot.scripts[trial["spec"]["index"]]
+    wrong = []
+    if status.get("phase") not in FINAL:
+        return [f"phase {status.get('phase')} is not final"]
+    if status["attempt"] != status["closed"]:
+        wrong.append(f"attempt {status['attempt']} is open although the trial is over")
+    last = status["history"][-1]
+    counted = status.get("failures", 0) + status.get("disruptions", 0) + (last["class"] in COUNTED_ONCE)
+    if counted != status["closed"]:
+        wrong.append(f"{counted} endings counted, {status['closed']} attempts closed")
+    if status["phase"] == "Succeeded":
+        complete = prefix.complete if prefix else set()
+        if status["closed"] not in complete:
+            wrong.append(f"Succeeded, but attempt {status['closed']} left no complete marker ({complete})")
+        if status.get("iteration") != script.iterations:
+            wrong.append(f"Succeeded at iteration {status.get('iteration')} of {script.iterations}")
+        assert prefix is not None
+        lost, raw = status.get("lostWork", {}).get("iterations", 0), len(prefix.rows)
+        if raw != script.iterations + lost:
+            wrong.append(f"{raw} raw rows, but {script.iterations} iterations and {lost} lost ones")
+    return wrong

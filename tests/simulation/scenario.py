@@ -1,0 +1,187 @@
+"""One whole story by one seed: an experiment, its trainers' mishaps, disruptions, operator crashes, faults.
+
+Everything is real except time, processes and the network: the reconcilers, the decisions, the API server's
+rules. The seed decides all; the same seed tells the same story, word by word, and `Story.trace` is what a
+person reads when one ends badly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from faults import Call, Crash, Fault, FaultyCluster
+from trialkeeper_operator.cluster.admission import admission
+from trialkeeper_operator.cluster.memory import Memory
+
+from builders import NOW, experiment
+from simulation.invariants import Watcher
+from simulation.trainer import Node, Script
+from trialkeeper_operator.reconcile.loop import Operator
+from trialkeeper_operator.reconcile.ports import Event, Object
+
+LIMIT = 3 * 86_400.0  # virtual seconds; a story that is not over by then never ends
+MISHAPS = ("exit", "exception", "os._exit", "nan", "reschedule", "user error", "segfault", "killed")
+DISRUPTIONS = ("evict", "delete", "vanish", "force", "zombie", "pressure", "kill")
+
+
+@dataclass(frozen=True)
+class Plot:
+    """What a seed has drawn. Rates are probabilities of a fault per call."""
+
+    seed: int
+    trials: int
+    parallelism: int
+    scripts: tuple[Script, ...]
+    disruptions: tuple[tuple[float, str], ...]  # (virtual seconds, how)
+    restarts: tuple[float, ...]  # virtual seconds
+    conflict: float
+    unavailable: float
+    crash: float
+    max_failures: int
+
+
+def draw(seed: int) -> Plot:
+    """The plot of a seed."""
+    rng = random.Random(seed)
+    trials = rng.randint(1, 5)
+    scripts = tuple(
+        Script(
+            iterations=rng.randint(1, 8),
+            seconds=rng.choice((1.0, 10.0, 60.0)),
+            every=rng.randint(1, 3),
+            start=rng.choice((0.5, 3.0)),
+            mishaps={a: (rng.randint(0, 4), rng.choice(MISHAPS)) for a in range(1, 4) if rng.random() < 0.15},
+            obeys_sigterm=rng.random() < 0.8,
+        )
+        for _ in range(trials)
+    )
+    stormy = rng.random() < 0.8
+    return Plot(
+        seed=seed,
+        trials=trials,
+        parallelism=rng.randint(1, 3),
+        scripts=scripts,
+        disruptions=tuple(
+            sorted((rng.uniform(0, 400), rng.choice(DISRUPTIONS)) for _ in range(rng.randint(0, 8) if stormy else 0))
+        ),
+        restarts=tuple(sorted(rng.uniform(0, 300) for _ in range(rng.randint(0, 4)))),
+        conflict=rng.choice((0.0, 0.0, 0.05)),
+        unavailable=rng.choice((0.0, 0.0, 0.05)),
+        crash=rng.choice((0.0, 0.0, 0.03)),
+        max_failures=rng.randint(0, 3),
+    )
+
+
+@dataclass
+class Story:
+    """How it ended, and what is needed to judge it."""
+
+    plot: Plot
+    node: Node
+    experiment: Object
+    trials: list[Object]
+    violations: list[str]
+    trace: list[str] = field(default_factory=list)
+
+
+class _Restartable:
+    """A Source that ends with its operator."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+
+    async def events(self) -> AsyncIterator[Event]:
+        async for event in self._memory.events():
+            yield event
+
+
+async def tell(plot: Plot) -> Story:
+    """Live through a plot; must run in a virtual loop."""
+    loop = asyncio.get_running_loop()
+    rng = random.Random(f"{plot.seed}/faults")
+    numbers = itertools.count(1)
+
+    def now() -> float:
+        return NOW + loop.time()
+
+    memory = Memory(now=now, ids=lambda: f"uid-{next(numbers):06d}", admit=admission())
+    current: list[Operator] = []
+
+    def hear(namespace: str, trial: str, message: Any) -> None:
+        if current:
+            current[0].reported(namespace, trial, message)
+
+    node = Node(memory, random.Random(f"{plot.seed}/node"), lambda t: plot.scripts[int(t[4:])], hear, now)
+    watcher = Watcher(loop.time)
+
+    def fault(call: Call) -> Fault | None:
+        drawn = rng.random()
+        for kind, rate in ((Fault.CONFLICT, plot.conflict), (Fault.UNAVAILABLE, plot.unavailable / 2),
+                           (Fault.APPLIED_UNAVAILABLE, plot.unavailable / 2), (Fault.CRASH_BEFORE, plot.crash / 2),
+                           (Fault.CRASH_AFTER, plot.crash / 2)):  # fmt: skip
+            if drawn < rate:
+                return kind if call.writes or kind is Fault.UNAVAILABLE else None
+            drawn -= rate
+        return None
+
+    async def operators() -> None:
+        """One operator after the other: each lives until it crashes or is restarted."""
+        ends = [*plot.restarts, float("inf")]
+        while True:
+            operator = Operator(FaultyCluster(memory, fault), _Restartable(memory), now=now, sweep_interval=300.0)
+            current[:] = [operator]
+            while ends[0] <= loop.time():
+                ends.pop(0)
+            try:
+                async with asyncio.timeout_at(ends[0] if ends[0] < float("inf") else None):
+                    await operator.run()
+            except TimeoutError:
+                watcher.note("operator restarted")
+            except BaseExceptionGroup as group:
+                crashes, others = group.split(Crash)
+                if others is not None or crashes is None:
+                    raise
+                watcher.note("operator crashed")
+            current.clear()
+            await asyncio.sleep(rng.uniform(0.1, 5.0))
+
+    async def disruptions() -> None:
+        for at, how in plot.disruptions:
+            await asyncio.sleep(max(0.0, at - loop.time()))
+            if await node.disrupt(how):
+                watcher.note(f"disruption: {how}")
+
+    spec = experiment(
+        maxTrials=plot.trials,
+        parallelism=plot.parallelism,
+        checkpoint={"frequency": 1},
+        failurePolicy={"maxFailures": plot.max_failures, "maxDisruptions": 50},
+    )
+    await memory.create({**spec, "metadata": {"name": "exp", "namespace": "default"}})
+
+    async def end() -> None:
+        """Cancel everything once the experiment has its verdict and every trial is over."""
+        async for event in memory.events():
+            watcher.see(event)
+            if watcher.over(plot.trials):
+                raise _Over
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for part in (end(), operators(), node.run(), disruptions()):
+                tasks.create_task(part)
+    except* _Over:
+        pass
+    trials = [t async for t in memory.list("Trial")]
+    found = await memory.get("Experiment", "default", "exp")
+    assert found is not None
+    return Story(plot, node, found, trials, [*watcher.violations, *node.violations], watcher.trace)
+
+
+class _Over(Exception):
+    """The story has ended."""

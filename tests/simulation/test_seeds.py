@@ -1,0 +1,58 @@
+"""Thousands of stories: real reconcilers in virtual time, kills, restarts, faults; the invariants hold in all.
+
+TRIALKEEPER_SEEDS=100000 tells more of them, TRIALKEEPER_SEED=4711 one, with its trace.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import pytest
+
+from simulation.invariants import judge
+from simulation.scenario import LIMIT, Story, draw, tell
+from simulation.virtual import run
+
+SEEDS = int(os.environ.get("TRIALKEEPER_SEEDS", "2000"))
+ONE = os.environ.get("TRIALKEEPER_SEED")
+BATCH = 100
+
+
+def story_of(seed: int) -> Story:
+    return run(tell(draw(seed)), limit=LIMIT)
+
+
+def verdict(seed: int) -> str:
+    """Empty if the story of this seed ends well; else what a person needs to see what happened."""
+    story = story_of(seed)
+    wrong = judge(story)
+    if not wrong:
+        return ""
+    return "\n".join([f"seed {seed}: {story.plot}", *story.trace, *wrong, f"again: TRIALKEEPER_SEED={seed}"])
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("first", [int(ONE)] if ONE else range(0, SEEDS, BATCH))
+def test_every_story_ends_well(first: int, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR)
+    for seed in [first] if ONE else range(first, min(first + BATCH, SEEDS)):
+        said = verdict(seed)
+        assert not said, said
+        errors = [r for r in caplog.records if r.levelno >= logging.ERROR]
+        assert not errors, f"seed {seed}: {errors[0].getMessage()}\n{errors[0].exc_text}"
+
+
+def test_the_same_seed_tells_the_same_story() -> None:
+    for seed in (3, 17, 99):
+        assert story_of(seed).trace == story_of(seed).trace
+
+
+def test_the_stories_are_about_something() -> None:
+    """The seeds together meet each phase, resumes with lost work, crashes and restarts of the operator."""
+    stories = [story_of(seed) for seed in range(60)]
+    phases = {t["status"]["phase"] for s in stories for t in s.trials}
+    assert phases == {"Succeeded", "Failed", "Stopped"}
+    assert sum(t["status"].get("lostWork", {}).get("iterations", 0) > 0 for s in stories for t in s.trials) > 10
+    assert sum("operator crashed" in line for s in stories for line in s.trace) > 10
+    assert sum("operator restarted" in line for s in stories for line in s.trace) > 10
