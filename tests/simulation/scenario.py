@@ -137,15 +137,17 @@ async def tell(plot: Plot) -> Story:
             current[:] = [operator]
             while ends[0] <= loop.time():
                 ends.pop(0)
+            # A task of its own for each life, so that its crash and our cancellation cannot be taken for each other.
+            life = asyncio.ensure_future(operator.run())
             try:
-                async with asyncio.timeout_at(ends[0] if ends[0] < float("inf") else None):
-                    await operator.run()
-            except TimeoutError:
+                await asyncio.wait({life}, timeout=ends[0] - loop.time() if ends[0] < float("inf") else None)
+            finally:
+                life.cancel()
+                await asyncio.wait({life})
+            if life.cancelled():
                 watcher.note("operator restarted")
-            except BaseExceptionGroup as group:
-                crashes, others = group.split(Crash)
-                if others is not None or crashes is None:
-                    raise
+            else:
+                _only_crashes(life.exception())
                 watcher.note("operator crashed")
             current.clear()
             await asyncio.sleep(rng.uniform(0.1, 5.0))
@@ -181,6 +183,14 @@ async def tell(plot: Plot) -> Story:
     found = await memory.get("Experiment", "default", "exp")
     assert found is not None
     return Story(plot, node, found, trials, [*watcher.violations, *node.violations], watcher.trace)
+
+
+def _only_crashes(error: BaseException | None) -> None:
+    """An operator may die of nothing but the crashes that were drawn."""
+    assert isinstance(error, BaseExceptionGroup), error
+    _, others = error.split(Crash)
+    if others is not None:
+        raise others
 
 
 class _Over(Exception):

@@ -105,6 +105,8 @@ class Node:
                     run.order.put_nowait("kill")
                 elif event.object["metadata"].get("deletionTimestamp") and run is not None:
                     run.order.put_nowait("term")
+                    grace = event.object["metadata"]["deletionGracePeriodSeconds"]
+                    asyncio.get_running_loop().call_later(grace, run.order.put_nowait, "kill")
 
     async def _pod(self, run: Running) -> None:
         meta = run.pod["metadata"]

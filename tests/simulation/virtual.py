@@ -8,6 +8,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+TURNS = 20_000  # of the loop at one and the same virtual time are no longer work, but a circle
 
 
 class Stuck(RuntimeError):
@@ -18,12 +19,17 @@ class _Jump(selectors.SelectSelector):
     """Never waits: what the loop would have slept is added to its clock."""
 
     loop: VirtualLoop
+    turns = 0  # of the loop since time last moved
 
     def select(self, timeout: float | None = None) -> list[Any]:
         if timeout is None:
             raise Stuck("every task waits for something that nobody will do")
+        self.turns += 1
         if timeout > 0:
             self.loop.elapsed += timeout
+            self.turns = 0
+        if self.turns > TURNS:
+            raise Stuck(f"busy without end at {self.loop.elapsed:g} virtual seconds")
         return []
 
 
