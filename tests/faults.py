@@ -9,7 +9,6 @@ from typing import TypeVar
 
 from trialkeeper_operator.reconcile.ports import Cluster, Conflict, Event, Object, Source, Unavailable
 
-
 T = TypeVar("T")
 
 

@@ -14,13 +14,12 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from faults import Call, Crash, Fault, FaultyCluster
-from trialkeeper_operator.cluster.admission import admission
-from trialkeeper_operator.cluster.memory import Memory
-
 from builders import NOW, experiment
+from faults import Call, Crash, Fault, FaultyCluster
 from simulation.invariants import Watcher
 from simulation.trainer import Node, Script
+from trialkeeper_operator.cluster.admission import admission
+from trialkeeper_operator.cluster.memory import Memory
 from trialkeeper_operator.reconcile.loop import Operator
 from trialkeeper_operator.reconcile.ports import Event, Object
 

@@ -12,11 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from trialkeeper_operator.api.times import stamp
-from trialkeeper_operator.cluster.memory import Memory
-
 from trialkeeper import contract
 from trialkeeper.contract import CheckpointRef, Message, MetricSummary, Resumed
+from trialkeeper_operator.api.times import stamp
+from trialkeeper_operator.cluster.memory import Memory
 from trialkeeper_operator.reconcile.ports import ClusterError, Conflict, Object
 
 

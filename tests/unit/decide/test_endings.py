@@ -14,7 +14,7 @@ DRAIN = ("DisruptionTarget", "EvictionByEvictionAPI")
 
 
 def said(end: str, **fields: Any) -> Message:
-    return Message(end=end, attempt=1, **fields)
+    return Message(end=end, attempt=1, **{"iteration": 3, **fields})
 
 
 def judged(of: dict[str, Any] | None, **known: Any) -> tuple[str, str] | None:
@@ -27,6 +27,10 @@ ROWS: dict[str, tuple[dict[str, Any], tuple[str, str] | None]] = {
     "a running pod has not ended": (pod(), None),
     "a pod that is being deleted but still runs has not ended": (pod(deleted=True, condition=DRAIN), None),
     "complete": (pod(exit_code=0, message=said("complete")), ("Succeeded", "Completed")),
+    "complete, but never reported": (
+        pod(exit_code=0, message=said("complete", iteration=0)),
+        ("Succeeded", "NoObjective"),
+    ),
     "complete by a stop rule": (
         pod(exit_code=0, message=said("complete", reason="MaxIterations")),
         ("Succeeded", "MaxIterations"),

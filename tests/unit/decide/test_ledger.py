@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from builders import NOW, pod
 from trialkeeper.contract import CheckpointRef, Message, Resumed
 from trialkeeper_operator.api.experiment import FailurePolicy
@@ -94,7 +95,10 @@ def test_attempts_from_the_same_base_use_up_the_progress_budget() -> None:
             break
         assert status.phase == "Waiting"
     # Attempts 2 to 4 state the base of the one before; the ending of the 4th is the first that counts.
-    assert (n, status.phase, status.failures) == (4, "Waiting", 1) or (status.without_progress, status.failures) == (4, 2)
+    assert (n, status.phase, status.failures) == (4, "Waiting", 1) or (status.without_progress, status.failures) == (
+        4,
+        2,
+    )
     assert "maxWithoutProgress" in status.message
 
 

@@ -1,0 +1,65 @@
+"""Trialkeeper in a trainer: `get_params`, `get_checkpoint`, `report`, and nothing happens before the first call.
+
+    import trialkeeper
+
+    p = trialkeeper.get_params(lr=1e-3)
+    checkpoint = trialkeeper.get_checkpoint()
+    ...
+    trialkeeper.report({"loss": loss}, checkpoint=save)
+
+Importing this has no side effect: names are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trialkeeper.checkpoint import Checkpoint
+    from trialkeeper.context import Context, Params, get_context, get_params
+    from trialkeeper.errors import CheckpointCorrupt, StaleAttempt, TrialPreempted, TrialStopped
+    from trialkeeper.reporting import get_checkpoint, report
+
+__version__ = "0.1.0"
+
+__all__ = (
+    "Checkpoint",
+    "CheckpointCorrupt",
+    "Context",
+    "Params",
+    "StaleAttempt",
+    "TrialPreempted",
+    "TrialStopped",
+    "get_checkpoint",
+    "get_context",
+    "get_params",
+    "report",
+)
+
+_HOMES = {
+    "Checkpoint": "checkpoint",
+    "CheckpointCorrupt": "errors",
+    "Context": "context",
+    "Params": "context",
+    "StaleAttempt": "errors",
+    "TrialPreempted": "errors",
+    "TrialStopped": "errors",
+    "get_checkpoint": "reporting",
+    "get_context": "context",
+    "get_params": "context",
+    "report": "reporting",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'trialkeeper' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(f"trialkeeper.{home}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -134,9 +134,7 @@ class Memory:
         old = self._objects.get((names.POD, namespace, name))
         if old is None:
             raise NotFound(f"Pod {namespace}/{name} does not exist")
-        return self._store(
-            (names.POD, namespace, name), {**old, "spec": {**old["spec"], "nodeName": node}}, "MODIFIED"
-        )
+        return self._store((names.POD, namespace, name), {**old, "spec": {**old["spec"], "nodeName": node}}, "MODIFIED")
 
     async def delete(
         self, kind: str, namespace: str, name: str, *, uid: str | None = None, grace_seconds: int | None = None

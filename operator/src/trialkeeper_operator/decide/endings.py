@@ -139,7 +139,7 @@ def gather(
         container_reason=reason if isinstance(reason, str) else "",
         text=text,
         said=said,
-        reported=reported or bool(said and said.firstReport),
+        reported=reported or bool(said and (said.firstReport or said.iteration)),
         metrics={} if said else plain_metrics(text),
     )
 
@@ -162,7 +162,12 @@ def _tail(text: str) -> str:
     return lines[-1][:300] if lines else ""
 
 
+_UNREPORTED = "and never reported a metric: call trialkeeper.report() in the trainer"
+
+
 def _complete(e: Evidence) -> tuple[str, str, str]:
+    if not e.reported:
+        return SUCCEEDED, "NoObjective", f"the trainer ran to its end {_UNREPORTED}"
     return SUCCEEDED, (e.said.reason if e.said else "") or "Completed", _words(e, "the trainer ran to its end")
 
 
@@ -180,11 +185,7 @@ def _marker_error(e: Evidence) -> tuple[str, str, str]:
 def _plain_success(e: Evidence) -> tuple[str, str, str]:
     if e.reported or e.metrics:
         return SUCCEEDED, "Completed", "the container exited with code 0"
-    return (
-        SUCCEEDED,
-        "NoObjective",
-        "the container exited with code 0 and never reported a metric: call trialkeeper.report() in the trainer",
-    )
+    return SUCCEEDED, "NoObjective", f"the container exited with code 0 {_UNREPORTED}"
 
 
 def _exit_code(e: Evidence) -> tuple[str, str, str]:
@@ -305,8 +306,10 @@ _TABLE: tuple[Row, ...] = (
         lambda e: (
             FAILED,
             "Incomplete",
-            "the trainer exited with code 0 before its end (os._exit, or a parent that left it): "
-            "let the program that calls trialkeeper run to its end",
+            (
+                "the trainer exited with code 0 before its end (os._exit, or a parent that left it): "
+                "let the program that calls trialkeeper run to its end"
+            ),
         ),
     ),
     ("exit 0 of a plain container", lambda e: e.exit_code == 0, _plain_success),

@@ -96,7 +96,8 @@ def _begun(status: TrialStatus, message: Message) -> TrialStatus:
             update |= _no_progress(status, worked)
         else:
             update |= {"without_progress": 0, "short_attempts": 0}
-        began = resumed.time if resumed.attempt == worked.attempt else seconds(worked.first_report_time or worked.end_time)
+        own = resumed.attempt == worked.attempt
+        began = resumed.time if own else seconds(worked.first_report_time or worked.end_time)
         work = seconds(worked.end_time) - began
         reached = {
             "lost_iterations": resumed.lostIterations,
@@ -241,7 +242,8 @@ def _disrupted(status: TrialStatus, ending: Ending, policy: FailurePolicy, ended
         # From here on an ending that is nobody's fault counts all the same: a trial that kills its node,
         # or exits 75 for ever, would otherwise be retried for ever.
         verdict = _failed(status, ending, policy, ended)
-        said = f"no newer checkpoint in {stuck} attempts, failurePolicy.maxWithoutProgress is {policy.max_without_progress}"
+        allowed = f"failurePolicy.maxWithoutProgress is {policy.max_without_progress}"
+        said = f"no newer checkpoint in {stuck} attempts, {allowed}"
         return {"message": f"{ending.message} ({said})", **verdict}
     idle = status.without_progress + status.short_attempts
     if ending.class_ == endings.INFRASTRUCTURE:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.api.trial import Trial
+from trialkeeper_operator.decide import ledger
+from trialkeeper_operator.decide.objective import values
+from trialkeeper_operator.search.grid import size as grid_size
+from trialkeeper_operator.search.question import Asked, Question
+from trialkeeper_operator.search.space import Space
+from trialkeeper_operator.search.suggest import suggest, with_given
 
 SEEDS = 2**31
 
@@ -42,11 +48,43 @@ def body(experiment: Experiment, index: int, parameters: dict[str, Any], note: s
     }
 
 
+def space_of(experiment: Experiment) -> Space:
+    """The experiment's parameters and directions."""
+    spec = experiment.spec
+    return Space(tuple(spec.parameters), tuple(o.direction for o in spec.objectives))
+
+
 def limit(experiment: Experiment) -> int:
-    """How many trials an experiment can have."""
-    return experiment.spec.max_trials or 1
+    """How many trials an experiment can have: maxTrials, on a grid at most its points and all of them by default."""
+    spec = experiment.spec
+    points = grid_size(space_of(experiment)) if spec.search.algorithm == "Grid" else None
+    if points is None:
+        return spec.max_trials or max(1, len(spec.enqueue or ()))
+    return min(spec.max_trials or names.TRIALS_LIMIT, points)
+
+
+def log_of(experiment: Experiment, trials: Sequence[Trial]) -> list[Asked]:
+    """The trials as the search sees them, by index."""
+    return [_asked(experiment, trial) for trial in trials]
+
+
+def _asked(experiment: Experiment, trial: Trial) -> Asked:
+    status, told = trial.status, None
+    state: Literal["running", "complete", "failed"] = "running"
+    if status.phase in ledger.FINAL:
+        told = values(experiment.spec.objectives, status) if status.phase == "Succeeded" else None
+        state = "failed" if told is None else "complete"
+    return Asked(trial.spec.index, trial.spec.parameters, state, None if told is None else tuple(told))
 
 
 def ask(experiment: Experiment, trials: Sequence[Trial], index: int, cache: dict[str, Any]) -> dict[str, Any]:
-    """The body of the Trial of `index`."""
-    return body(experiment, index, {"lr": 0.1}, "", None)
+    """The body of the Trial of `index`, its parameters suggested by the search, or given by `enqueue`."""
+    spec, space = experiment.spec, space_of(experiment)
+    log = [a for a in log_of(experiment, trials) if a.index < index]
+    question = Question(space, log, spec.search.seed, index, spec.search.settings, cache)
+    suggestion = suggest(spec.search.algorithm, question)
+    enqueued = (spec.enqueue or [])[index : index + 1]
+    for given in enqueued:
+        suggestion = with_given(space, given.parameters, suggestion)
+    name = enqueued[0].name if enqueued else None
+    return body(experiment, index, suggestion.parameters, suggestion.note, name)

@@ -1,0 +1,41 @@
+"""What a search is asked, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from trialkeeper_operator.search.space import Parameters, Space
+
+
+class Asked(NamedTuple):
+    """One trial that was asked for; `values` are its objectives' once it has them, all finite."""
+
+    index: int
+    parameters: Mapping[str, Any]
+    state: Literal["running", "complete", "failed"]
+    values: tuple[float, ...] | None = None
+
+
+class Suggestion(NamedTuple):
+    """Parameters to try, and a note by the search for whoever reads the Trial."""
+
+    parameters: Parameters
+    note: str = ""
+
+
+class SearchExhausted(LookupError):
+    """Raised when there are no more points to try."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked: `log` by index; `cache` may be used, and filled, or be empty."""
+
+    space: Space
+    log: Sequence[Asked]
+    seed: int
+    index: int
+    settings: Mapping[str, Any]
+    cache: dict[str, Any]

@@ -1,0 +1,5 @@
+"""`python -m trialkeeper`."""
+
+from trialkeeper.command_line import main
+
+main()

@@ -1,0 +1,44 @@
+"""The `trialkeeper` command: a frame into which installed packages put their commands, each loaded when called."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from trialkeeper import __version__
+
+GROUP = "trialkeeper.commands"
+SUMMARIES = {  # so that `--help` loads no command
+    "run": "Run an experiment on this machine, and resume it.",
+    "drill": "Kill a trainer a few times and say whether it resumes.",
+}
+
+
+def main() -> None:
+    """Run the command line; exits."""
+    try:
+        import click
+    except ImportError:
+        sys.exit("trialkeeper: the commands need a few more packages: pip install 'trialkeeper[local]'")
+
+    found: dict[str, EntryPoint] = {point.name: point for point in entry_points(group=GROUP)}
+
+    class Commands(click.Group):
+        """Commands by entry point."""
+
+        def list_commands(self, ctx: click.Context) -> list[str]:
+            return sorted(found)
+
+        def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+            point = found.get(cmd_name)
+            loaded: Any = point.load() if point is not None else None
+            return loaded if isinstance(loaded, click.Command) else None
+
+        def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+            with formatter.section("Commands"):
+                formatter.write_dl([(name, SUMMARIES.get(name, "")) for name in self.list_commands(ctx)])
+
+    group = Commands(name="trialkeeper", help="Checkpointed trials: nothing is lost when a pod dies.")
+    click.version_option(__version__, prog_name="trialkeeper")(group)
+    group(prog_name="trialkeeper")

@@ -1,0 +1,57 @@
+"""Who am I and what are my parameters: for every process of a pod, workers included."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trialkeeper import session
+
+
+class Params(dict[str, Any]):
+    """The trial's parameters, by key or as attributes: `p["lr"]` is `p.lr`."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            known = ", ".join(sorted(self)) or "none"
+            raise AttributeError(f"no parameter {name!r} here, there are: {known}") from None
+
+
+@dataclass(frozen=True)
+class Context:
+    """This trial and this attempt. `seed` and `parameters` are the same in every attempt."""
+
+    experiment: str
+    trial: str
+    index: int
+    namespace: str
+    attempt: int
+    seed: int
+    parameters: Mapping[str, Any]
+    scratch: Path
+    store: str
+
+
+def get_params(**defaults: Any) -> Params:
+    """The trial's parameters over `defaults`, which serve a plain run and whatever is not varied."""
+    return Params(defaults | dict(session.current().env.parameters))
+
+
+def get_context() -> Context:
+    """The context of this process's trial."""
+    env = session.current().env
+    return Context(
+        experiment=env.experiment,
+        trial=env.trial,
+        index=env.index,
+        namespace=env.namespace,
+        attempt=env.attempt,
+        seed=env.seed,
+        parameters=env.parameters,
+        scratch=env.scratch,
+        store=env.folder.as_uri(),
+    )

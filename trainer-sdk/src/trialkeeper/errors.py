@@ -1,0 +1,41 @@
+"""What the SDK raises: three ways to leave that a trainer need not catch, and what can be wrong."""
+
+from __future__ import annotations
+
+from trialkeeper import contract
+
+
+class TrialStopped(SystemExit):
+    """Raised by `report` when the trial is over: a stop rule holds, or it was told to stop. Exit code 0."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(contract.EXIT_COMPLETE)
+        self.reason = reason
+
+
+class TrialPreempted(SystemExit):
+    """Raised by `report` once everything is saved and the pod is to go. Exit code 143."""
+
+    def __init__(self) -> None:
+        super().__init__(contract.EXIT_PREEMPTED)
+
+
+class StaleAttempt(SystemExit):
+    """Raised when a later attempt, or another pod of this one, has taken over. Exit code 75."""
+
+    def __init__(self) -> None:
+        super().__init__(contract.EXIT_RESCHEDULE)
+
+
+class CheckpointCorrupt(ValueError):
+    """Raised when a checkpoint's files are not those that were committed."""
+
+
+class NotTheOwner(RuntimeError):
+    """Raised when a worker process reports: only the first process of a pod that used the SDK may."""
+
+    def __init__(self, call: str) -> None:
+        super().__init__(
+            f"{call} was called in a worker process: call it in the process that called trialkeeper first, "
+            "and send it what the workers found"
+        )

@@ -1,0 +1,67 @@
+"""Where checkpoints, results and last words of one trial are kept: a tiny Protocol, and what it raises.
+
+Keys are relative to the trial's prefix and made by `contract`. A key is written once and never overwritten.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+
+class AlreadyThere(Exception):
+    """Raised by `put_new` when the key exists."""
+
+
+class Missing(KeyError):
+    """Raised when there is nothing under a key."""
+
+
+class Appender(Protocol):
+    """A file of lines that grows."""
+
+    def write(self, line: bytes) -> None:
+        """Append one whole line. It survives the process at once, the machine after `sync`."""
+        ...
+
+    def sync(self) -> None:
+        """Return when everything written is durable."""
+        ...
+
+
+class Store(Protocol):
+    """One trial's prefix. Every method may raise OSError when the store cannot be reached or is full."""
+
+    def put_new(self, key: str, data: bytes) -> None:
+        """Store data under a new key, durably and whole or not at all.
+
+        :raises AlreadyThere: if the key exists; of many racing writers exactly one is spared.
+        """
+        ...
+
+    def get(self, key: str) -> bytes:
+        """:raises Missing: if there is nothing."""
+        ...
+
+    def list(self, prefix: str) -> list[str]:
+        """All keys that begin with `prefix`, sorted."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove a key, or a folder with all that is in it; nothing if there is nothing."""
+        ...
+
+    def append(self, key: str) -> Appender:
+        """Open a file of lines for appending."""
+        ...
+
+    def take(self, folder: Path, key: str) -> None:
+        """Take a folder over under a key; it is durable on return, and the given folder must not be used again."""
+        ...
+
+    def folder(self, key: str) -> Path:
+        """A local folder with the files that were taken under a key, to be read only.
+
+        :raises Missing: if there is nothing.
+        """
+        ...
