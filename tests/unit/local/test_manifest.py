@@ -55,7 +55,7 @@ def test_a_bomb_of_aliases_is_refused() -> None:
 
 
 def test_merge_keys_give_way_to_own_ones() -> None:
-    assert list(documents("one: &x {a: 1, b: 2}\ntwo: {<<: *x, b: 3}\n"))[0]["two"] == {"a": 1, "b": 3}
+    assert next(documents("one: &x {a: 1, b: 2}\ntwo: {<<: *x, b: 3}\n"))["two"] == {"a": 1, "b": 3}
 
 
 HEAD = "apiVersion: trialkeeper.dev/v1alpha1\nkind: Experiment\n"

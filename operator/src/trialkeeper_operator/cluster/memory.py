@@ -112,9 +112,8 @@ class Memory:
 
     async def put(self, body: Object) -> Object:
         old, new = self._expected(body)
-        new["status"] = old["status"] if "status" in old else None
-        if new["status"] is None:
-            del new["status"]
+        new.pop("status", None)
+        new |= {"status": old["status"]} if "status" in old else {}
         new["metadata"] |= {k: old["metadata"][k] for k in _SERVER_FIELDS if k in old["metadata"]}
         new = self._admitted(old, new)
         if new.get("spec") != old.get("spec"):

@@ -137,7 +137,10 @@ def heard(status: TrialStatus, message: Message | None) -> TrialStatus:
         return status
     if message.podUid and message.podUid != status.pod.uid:
         return status
+    known = status.pod.from_iteration is not None
     status = _first_report(_begun(status, message), message)
+    if known and message.iteration < status.iteration:
+        return status  # older words than have been heard already: the running marker, or a late report
     update: dict[str, Any] = {}
     if message.firstReport or message.resumed:
         update["iteration"] = message.iteration

@@ -43,7 +43,7 @@ class Gpus:
         """
         asked = environment.gpus(container)
         if asked == 0:
-            yield "" if self._all else None  # what asks for none gets none of those that are handed out
+            yield None
             return
         if asked > len(self._all):
             raise CannotStart(

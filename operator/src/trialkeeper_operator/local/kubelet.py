@@ -92,6 +92,8 @@ class Kubelet:
         self._on_report, self._gpus = on_report, gpus
         self._pods: dict[str, Running] = {}
         self._stopping = False
+        self._empty = asyncio.Event()
+        self._empty.set()
         for folder in ("pods", "logs", "store"):
             (place.run / folder).mkdir(parents=True, exist_ok=True)
 
@@ -119,10 +121,14 @@ class Kubelet:
     # One pod's life.
 
     async def _live(self, running: Running) -> None:
+        self._empty.clear()
         try:
             await self._memory.bind(running.pod["metadata"]["namespace"], running.name, NODE)
             async with self._gpus.lend(running.uid, self._container(running.pod)) as visible:
-                if self._stopping or not self._start(running, visible):
+                if self._stopping:
+                    return
+                if not self._start(running, visible):
+                    await self._remove(running.pod["metadata"]["namespace"], running.name, running.uid)
                     return
                 await self._running(running)
                 code = await self._until_ended(running)
@@ -135,6 +141,8 @@ class Kubelet:
             if running.process is not None:
                 process.end_group(running.process.pid)
             self._pods.pop(running.uid, None)
+            if not self._pods:
+                self._empty.set()
             shutil.rmtree(self._place.pod(running.name), ignore_errors=True)
 
     def _container(self, pod: Object) -> Mapping[str, Any]:
@@ -315,8 +323,7 @@ class Kubelet:
         self._stopping = True
         for running in self._pods.values():
             running.orders.put_nowait(min(_grace(running.pod), SHUTDOWN_GRACE))
-        while any(running.process is not None for running in self._pods.values()):
-            await asyncio.sleep(0.02)
+        await self._empty.wait()
 
     def kill(self) -> None:
         """End every trainer at once."""

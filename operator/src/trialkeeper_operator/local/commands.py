@@ -1,0 +1,135 @@
+"""The commands `run` and `drill`. Everything heavy is imported when a command is carried out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from trialkeeper_operator.local.manifest import Manifest
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def _complain(file: Path, problems: list[Any]) -> int:
+    for problem in problems:
+        click.echo(f"{file}: {problem}", err=True)
+    return BAD_INPUT
+
+
+def _checked(file: Path, sets: list[str]) -> tuple[dict[str, Any], Manifest]:
+    """The experiment in a file, checked.
+
+    :raises InvalidObject: with every problem.
+    """
+    from trialkeeper_operator.api.validate import check_experiment
+    from trialkeeper_operator.local.manifest import load
+
+    manifest = load(file, sets)
+    check_experiment(manifest.raw)
+    return manifest.raw, manifest
+
+
+def _notes(raw: dict[str, Any], notes: tuple[str, ...]) -> None:
+    """What of the template means nothing on one machine, said once."""
+    spec = raw["spec"]["template"]["spec"]
+    ignored = [f for f in ("volumes", "initContainers", "nodeSelector", "tolerations", "affinity") if spec.get(f)]
+    if len(spec["containers"]) > 1:
+        ignored.append("containers beside the trainer")
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+    if ignored:
+        click.echo(f"note: on one machine these are ignored: image, {', '.join(ignored)}", err=True)
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--dir", "folder", type=click.Path(path_type=Path), default=Path("runs"), help="Where runs are kept.")
+@click.option("--parallel", type=click.IntRange(min=1), help="Trials at a time, instead of spec.parallelism.")
+@click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Change a field: --set spec.maxTrials=4.")
+@click.option("--preempt", type=click.IntRange(min=0), default=0, help="Kill so many running trials, once each.")
+@click.option("--seed", type=click.IntRange(min=0), help="The seed of search and kills, instead of spec.search.seed.")
+@click.option("--gpus", help="GPUs to hand out: a number, or a list of ids. Default: those that are found.")
+@click.option("--fresh", is_flag=True, help="Start anew; the old run's store is kept.")
+@click.option("--output", type=click.Choice(["table", "json", "quiet"]), default="table", help="What to print.")
+def run(
+    file: Path,
+    folder: Path,
+    parallel: int | None,
+    sets: tuple[str, ...],
+    preempt: int,
+    seed: int | None,
+    gpus: str | None,
+    fresh: bool,
+    output: str,
+) -> None:
+    """Run the experiment in FILE on this machine, or go on with it.
+
+    Trainers are processes; state, checkpoints and logs are in runs/NAME. Whatever ends this command, the same
+    command goes on where it ended.
+    """
+    assignments = [
+        *sets,
+        *([f"spec.parallelism={parallel}"] if parallel is not None else []),
+        *([f"spec.search.seed={seed}"] if seed is not None else []),
+    ]
+    sys.exit(_run(file, folder, assignments, preempt, gpus, fresh, output))
+
+
+def _run(file: Path, folder: Path, sets: list[str], preempt: int, gpus: str | None, fresh: bool, output: str) -> int:
+    from trialkeeper_operator.api.validate import InvalidObject
+    from trialkeeper_operator.cluster.journal import JournalCorrupt
+    from trialkeeper_operator.local.gpus import parse
+    from trialkeeper_operator.local.runner import Request, RunBusy, RunDiffers, execute
+
+    try:
+        raw, manifest = _checked(file, sets)
+        ids = tuple(parse(gpus))
+    except InvalidObject as invalid:
+        return _complain(file, list(invalid.problems))
+    except ValueError as wrong:
+        return _complain(file, [wrong])
+    _notes(raw, manifest.notes)
+    where = (folder / raw["metadata"]["name"]).resolve()
+    request = Request(raw, manifest.folder, where, output, preempt, ids, fresh)
+    try:
+        done = asyncio.run(execute(request))
+    except (RunBusy, RunDiffers, JournalCorrupt) as refusal:
+        click.echo(f"trialkeeper: {refusal}", err=True)
+        return BAD_INPUT
+    if done.interrupted:
+        click.echo(f"stopped: the same command goes on ({where} has everything)", err=True)
+        return INTERRUPTED
+    if output == "json":
+        click.echo(json.dumps(done.document(), indent=1))
+    elif output == "table":
+        click.echo(done.text())
+    return OK if done.document()["phase"] == "Succeeded" else FAILED
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--kills", type=click.IntRange(min=1, max=20), default=4, help="How often the trainer is killed.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="The seed of the kills.")
+@click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Change a field: --set spec.maxTrials=4.")
+def drill(file: Path, kills: int, seed: int, sets: tuple[str, ...]) -> None:
+    """Kill the trainer of FILE a few times and say whether it resumes.
+
+    One trial is run twice, once in peace and once with kills, half of them with notice (SIGTERM) and half
+    without (SIGKILL); then the results of the two are compared.
+    """
+    from trialkeeper_operator.api.validate import InvalidObject
+    from trialkeeper_operator.local.drill import carry_out
+
+    try:
+        raw, manifest = _checked(file, list(sets))
+    except InvalidObject as invalid:
+        sys.exit(_complain(file, list(invalid.problems)))
+    verdict = asyncio.run(carry_out(raw, manifest.folder, kills, seed, click.echo))
+    click.echo(verdict.sentence)
+    sys.exit(OK if verdict.resumes else FAILED)

@@ -1,0 +1,275 @@
+"""One experiment on one machine: the operator, the process kubelet, and whoever watches, over one Memory.
+
+The journal in the run's folder is the only state. Whatever ends this process, the same call goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trialkeeper.contract import Message
+from trialkeeper_operator.api import names
+from trialkeeper_operator.api.experiment import Experiment
+from trialkeeper_operator.api.trial import Trial
+from trialkeeper_operator.api.validate import InvalidObject
+from trialkeeper_operator.cluster.admission import admission
+from trialkeeper_operator.cluster.journal import Journal, attach
+from trialkeeper_operator.cluster.memory import Memory
+from trialkeeper_operator.decide import ledger
+from trialkeeper_operator.local import narration, summary
+from trialkeeper_operator.local.gpus import Gpus
+from trialkeeper_operator.local.kubelet import Kubelet, Place
+from trialkeeper_operator.local.preemption import Preempter, draw, expected_iterations
+from trialkeeper_operator.local.screen import Lines, Screen, open_screen
+from trialkeeper_operator.reconcile.loop import Operator
+from trialkeeper_operator.reconcile.ports import Conflict, Invalid
+
+NAMESPACE = "default"
+STATUS_INTERVAL = 1.0  # seconds between two journal entries of a trial's live values
+
+
+class RunBusy(RuntimeError):
+    """Raised when another runner has the run's folder."""
+
+    def __init__(self, folder: Path, owner: str) -> None:
+        super().__init__(f"{folder} is in use by process {owner or '?'}: wait for it, or end it")
+
+
+class RunDiffers(ValueError):
+    """Raised when the file differs from the run in what cannot change."""
+
+    def __init__(self, name: str, refusal: InvalidObject) -> None:
+        lines = "\n".join(f"  {problem}" for problem in refusal.problems)
+        super().__init__(
+            f"experiment {name} has been started with another definition:\n{lines}\n"
+            f"start it anew with --fresh, or give the new one another metadata.name"
+        )
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be run. `raw` is the checked Experiment, `base` the folder of its file, `run` that of the run."""
+
+    raw: Mapping[str, Any]
+    base: Path
+    run: Path
+    output: str = "quiet"
+    preempt: int = 0
+    gpus: tuple[str, ...] = ()
+    fresh: bool = False
+    shell: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+
+
+def lock(run: Path) -> int:
+    """Take the run's folder for this process; the descriptor holds it.
+
+    :raises RunBusy: if another process has it.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(run / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise RunBusy(run, owner) from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    return descriptor
+
+
+class Run:
+    """One request while it is carried out."""
+
+    def __init__(self, request: Request, memory: Memory, journal: Journal) -> None:
+        self.request, self.memory, self.journal = request, memory, journal
+        self.operator = Operator(memory, memory, now=time.time, status_interval=STATUS_INTERVAL)
+        place = Place(request.base, request.run, request.shell)
+        self.kubelet = Kubelet(
+            memory, place, now=time.time, flush=journal.flush, on_report=self._reported, gpus=Gpus(request.gpus)
+        )
+        spec = request.raw["spec"]
+        self.name = str(request.raw["metadata"]["name"])
+        trials = spec.get("maxTrials") or 1
+        seed = int((spec.get("search") or {}).get("seed") or 0)
+        kills = draw(trials, request.preempt, seed, expected_iterations(spec)) if request.preempt else {}
+        self.preempter = Preempter(kills, trials)
+        self.interrupted = False
+        self._due: asyncio.Queue[tuple[Trial, int, Any]] = asyncio.Queue()
+        self._trials: dict[str, Trial] = {}
+        self._experiment: Experiment | None = None
+        self._screen: Screen = Lines(None)
+
+    def look(self) -> tuple[Experiment, list[Trial]] | None:
+        """The experiment and its trials as they are now, live values included."""
+        if self._experiment is None:
+            return None
+        trials = [self._live(t) for t in sorted(self._trials.values(), key=lambda t: t.spec.index)]
+        return self._experiment, trials
+
+    def _live(self, trial: Trial) -> Trial:
+        report = self.operator.world.reports.get((NAMESPACE, trial.name))
+        status = trial.status if report is None else ledger.heard(trial.status, report[0])
+        return trial.model_copy(update={"status": status})
+
+    def _reported(self, namespace: str, name: str, message: Message) -> None:
+        self.operator.reported(namespace, name, message)
+        trial = self._trials.get(name)
+        if trial is None or message.attempt != trial.status.attempt:
+            return
+        how = self.preempter.due(trial.spec.index, message.attempt, message.iteration)
+        if how is not None:
+            self._due.put_nowait((trial, message.attempt, how))
+
+    async def _preempt(self) -> None:
+        while True:
+            trial, attempt, how = await self._due.get()
+            pod = names.pod_name(trial.name, attempt)
+            if await self.kubelet.preempt(NAMESPACE, pod, how):
+                self.preempter.hit(trial.spec.index)
+                self._screen.line(f"{trial.name} attempt {attempt}: {how} (--preempt)")
+            else:
+                self.preempter.missed(trial.spec.index, attempt)
+
+    async def _watch(self) -> None:
+        """Follow every change, tell it, and return when the experiment is over."""
+        async for event in self.memory.events():
+            if event.kind == names.TRIAL and event.type != "DELETED":
+                self._saw_trial(Trial.from_object(event.object))
+            elif event.kind == names.EXPERIMENT:
+                new = Experiment.from_object(event.object)
+                for line in narration.of_experiment(self._experiment, new):
+                    self._screen.line(line)
+                self._experiment = new
+            if self._over():
+                return
+
+    def _saw_trial(self, new: Trial) -> None:
+        old = self._trials.get(new.name)
+        self._trials[new.name] = new
+        if self._experiment is not None:
+            log = str(self.request.run / "logs" / f"{names.pod_name(new.name, max(new.status.closed, 1))}.log")
+            for line in narration.of_trial(old, new, self._experiment.spec.objectives[0], log):
+                self._screen.line(line)
+        if new.status.phase in ledger.FINAL:
+            self.preempter.over(new.spec.index)
+
+    def _over(self) -> bool:
+        experiment = self._experiment
+        if experiment is None or any(t.status.phase not in ledger.FINAL for t in self._trials.values()):
+            return False
+        verdict = next((c for c in experiment.status.conditions if c.type == names.SUCCEEDED), None)
+        return (
+            verdict is not None
+            and verdict.status != "Unknown"
+            and experiment.status.observed_generation == experiment.generation
+            and experiment.status.finished == len(self._trials)
+        )
+
+    async def carry_out(self) -> None:
+        """Until the experiment is over, or somebody interrupts."""
+        loop = asyncio.get_running_loop()
+        interrupt = asyncio.Event()
+
+        def interrupted() -> None:
+            if interrupt.is_set():
+                self.kubelet.kill()
+            interrupt.set()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, interrupted)
+        self._screen = open_screen(self.request.output, self.look)
+        try:
+            await self._until_over(interrupt)
+        finally:
+            self._screen.close()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+            self.journal.flush()
+
+    async def _until_over(self, interrupt: asyncio.Event) -> None:
+        watch = asyncio.ensure_future(self._watch())
+        stop = asyncio.ensure_future(interrupt.wait())
+        operator = asyncio.ensure_future(self.operator.run())
+        kubelet = asyncio.ensure_future(self.kubelet.run())
+        preempt = asyncio.ensure_future(self._preempt())
+        everything = {watch, stop, operator, kubelet, preempt}
+        try:
+            await asyncio.wait(everything, return_when=asyncio.FIRST_COMPLETED)
+            if stop.done() and not watch.done():
+                self.interrupted = True
+                self._screen.line("stopping: trainers get SIGTERM and up to 10 s to save (again: kill them now)")
+                # The operator first: what ends from now on is judged by whoever runs this again.
+                operator.cancel()
+                await asyncio.wait({operator})
+                await self.kubelet.stop()
+        finally:
+            for task in everything:
+                task.cancel()
+            await asyncio.wait(everything)
+        for task in everything:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                raise error
+
+    def document(self) -> dict[str, Any]:
+        """What it came to."""
+        found = self.look()
+        assert found is not None
+        kills = (self.preempter.done, self.request.preempt)
+        return summary.document(*found, self.request.run, kills)
+
+    def text(self) -> str:
+        """The same for people."""
+        found = self.look()
+        assert found is not None
+        return summary.text(*found, self.document())
+
+
+async def _ensure(memory: Memory, raw: Mapping[str, Any]) -> None:
+    """Create the Experiment, or bring the one of an earlier run up to the file."""
+    name = raw["metadata"]["name"]
+    body = {**raw, "metadata": {**raw["metadata"], "namespace": NAMESPACE}}
+    stored = await memory.get(names.EXPERIMENT, NAMESPACE, name)
+    if stored is None:
+        await memory.create(body)
+        return
+    kept = {k: stored["metadata"][k] for k in ("uid", "resourceVersion")}
+    try:
+        await memory.put({**body, "metadata": {**body["metadata"], **kept}})
+    except (Invalid, Conflict) as refusal:
+        if isinstance(refusal.__cause__, InvalidObject):
+            raise RunDiffers(name, refusal.__cause__) from refusal
+        raise
+
+
+async def execute(request: Request) -> Run:
+    """Carry a request out, from whatever its journal says.
+
+    :raises RunBusy: if another process is at it.
+    :raises RunDiffers: if it is another experiment than the one in the journal.
+    """
+    logging.getLogger("trialkeeper_operator").addHandler(logging.NullHandler())
+    held = lock(request.run)
+    try:
+        path = request.run / "journal.jsonl"
+        if request.fresh and path.exists():
+            path.rename(path.with_name(f"journal-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.jsonl"))
+        memory, journal = attach(path, now=time.time, admit=admission())
+        try:
+            await _ensure(memory, request.raw)
+            run = Run(request, memory, journal)
+            await run.carry_out()
+            return run
+        finally:
+            journal.close()
+    finally:
+        os.close(held)
