@@ -15,9 +15,9 @@ BATCH = 32
 
 
 def shifted(images):
-    """Each image and its copies moved by one pixel in each direction: five times the data."""
+    """Each image and its copies moved by one pixel in each direction: nine times the data."""
     square = images.reshape(-1, 8, 8)
-    moves = [(0, 0), (0, 1), (0, -1), (1, 0), (-1, 0)]
+    moves = [(down, right) for down in (0, 1, -1) for right in (0, 1, -1)]
     return np.concatenate([np.roll(square, move, axis=(1, 2)).reshape(-1, 64) for move in moves])
 
 
@@ -25,7 +25,7 @@ def data():
     """(training images, labels, validation images, labels), pixels between 0 and 1."""
     digits = load_digits()
     images, labels = digits.data / 16.0, digits.target
-    return shifted(images[:1400]), np.tile(labels[:1400], 5), images[1400:], labels[1400:]
+    return shifted(images[:1400]), np.tile(labels[:1400], 9), images[1400:], labels[1400:]
 
 
 def fresh(hidden, seed):
@@ -69,7 +69,7 @@ def update(state, x, y, lr, optimizer):
 
 
 def train():
-    p = trialkeeper.get_params(lr=1e-3, hidden=64, optimizer="adam", epochs=20)
+    p = trialkeeper.get_params(lr=1e-3, hidden=256, optimizer="adam", epochs=24)
     seed = trialkeeper.get_context().seed
     x, y, x_val, y_val = data()
 

@@ -4,6 +4,7 @@ It is here to show that a trainer which does not resume is found out, by the tes
 """
 
 import digits
+
 import trialkeeper
 
 trialkeeper.get_checkpoint = lambda: None

@@ -10,11 +10,14 @@ from pydantic import Field
 from trialkeeper_operator.api.resource import StatusModel
 
 
+Verdict = Literal["True", "False", "Unknown"]
+
+
 class Condition(StatusModel):
     """One observed aspect; `reason` is for programs, `message` for people."""
 
     type: str = Field(max_length=64)
-    status: Literal["True", "False", "Unknown"]
+    status: Verdict
     reason: str = Field(max_length=256)
     message: str = Field(default="", max_length=1024)
     last_transition_time: str = Field(max_length=40)

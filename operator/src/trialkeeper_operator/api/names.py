@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 GROUP = "trialkeeper.dev"
@@ -65,3 +66,8 @@ def owner(kind: str, name: str, uid: str) -> dict[str, Any]:
         "controller": True,
         "blockOwnerDeletion": False,
     }
+
+
+def is_experiment_name(name: str) -> bool:
+    """Whether a name can be an Experiment's, its length aside."""
+    return re.fullmatch(EXPERIMENT_NAME, name) is not None

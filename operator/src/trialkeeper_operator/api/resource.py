@@ -13,7 +13,7 @@ class Model(BaseModel):
     """A part of a spec: unknown fields are refused, since they are misspelt ones."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, allow_inf_nan=False
+        frozen=True, extra="forbid", strict=True, alias_generator=to_camel, populate_by_name=True, allow_inf_nan=False
     )
 
     def to_object(self) -> dict[str, Any]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from trialkeeper_operator.api import rules
 from trialkeeper_operator.api.experiment import Experiment
+from trialkeeper_operator.api.rules import Rule
+from trialkeeper_operator.api.sentences import problems, shown
 from trialkeeper_operator.api.trial import Trial
 
 
@@ -27,8 +30,11 @@ class InvalidObject(ValueError):
     """Raised when an object breaks its rules; `problems` has all of them, by path."""
 
     def __init__(self, problems: list[Problem]) -> None:
-        self.problems = sorted(problems)
+        self.problems = sorted(set(problems))
         super().__init__("; ".join(str(problem) for problem in self.problems))
+
+
+M = TypeVar("M", Experiment, Trial)
 
 
 def check_experiment(new: Mapping[str, Any], old: Mapping[str, Any] | None = None) -> Experiment:
@@ -36,10 +42,7 @@ def check_experiment(new: Mapping[str, Any], old: Mapping[str, Any] | None = Non
 
     :raises InvalidObject: with every problem found.
     """
-    try:
-        return Experiment.from_object(new)
-    except ValidationError as wrong:
-        raise InvalidObject([Problem(".".join(map(str, e["loc"])), e["msg"]) for e in wrong.errors()]) from wrong
+    return _check(Experiment, rules.EXPERIMENT, new, old)
 
 
 def check_trial(new: Mapping[str, Any], old: Mapping[str, Any] | None = None) -> Trial:
@@ -47,7 +50,20 @@ def check_trial(new: Mapping[str, Any], old: Mapping[str, Any] | None = None) ->
 
     :raises InvalidObject: with every problem found.
     """
+    return _check(Trial, rules.TRIAL, new, old)
+
+
+def _check(model: type[M], declared: tuple[Rule, ...], new: Mapping[str, Any], old: Mapping[str, Any] | None) -> M:
+    name = (new.get("metadata") or {}).get("name") if isinstance(new.get("metadata"), Mapping) else None
+    if not isinstance(name, str) or not name:
+        said = "is missing" if name is None else f"must be text, not {shown(name)}"
+        raise InvalidObject([Problem("metadata.name", said)])
     try:
-        return Trial.from_object(new)
+        parsed = model.from_object({k: v for k, v in new.items() if k != "status"})
     except ValidationError as wrong:
-        raise InvalidObject([Problem(".".join(map(str, e["loc"])), e["msg"]) for e in wrong.errors()]) from wrong
+        raise InvalidObject([Problem(*found) for found in problems(wrong, model)]) from wrong
+    whole = {"metadata": dict(new["metadata"]), "spec": parsed.spec.to_object()}
+    found = [Problem(path, message) for path, message in rules.broken(declared, whole, old)]
+    if found:
+        raise InvalidObject(found)
+    return parsed

@@ -13,6 +13,7 @@ from trialkeeper_operator.api.trial import Trial, TrialStatus
 from trialkeeper_operator.api.validate import InvalidObject, check_experiment, check_trial
 from trialkeeper_operator.cluster.memory import Admit
 from trialkeeper_operator.reconcile.ports import Invalid, Object
+from trialkeeper_operator.search.check import problems
 
 S = TypeVar("S", bound=StatusModel)
 
@@ -36,6 +37,8 @@ def _experiment(old: Object | None, new: Object) -> Object:
     if old is None or new.get("spec") != old.get("spec"):
         try:
             parsed: Experiment = check_experiment(new, old)
+            if found := problems(parsed):
+                raise InvalidObject(found)
         except InvalidObject as refusal:
             raise Invalid(str(refusal)) from refusal
         new = {**new, "spec": parsed.spec.to_object()}

@@ -12,18 +12,20 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, Literal
 
 from trialkeeper import contract
 from trialkeeper.contract import Message, MetricSummary
 
-SUCCEEDED = "Succeeded"
-PREEMPTED = "Preempted"
-LOST = "Lost"
-INFRASTRUCTURE = "Infrastructure"
-FAILED = "Failed"
-USER_ERROR = "UserError"
-STOPPED = "Stopped"
+SUCCEEDED: Final = "Succeeded"
+PREEMPTED: Final = "Preempted"
+LOST: Final = "Lost"
+INFRASTRUCTURE: Final = "Infrastructure"
+FAILED: Final = "Failed"
+USER_ERROR: Final = "UserError"
+STOPPED: Final = "Stopped"
+Class = Literal["Succeeded", "Preempted", "Lost", "Infrastructure", "Failed", "UserError", "Stopped"]
+Verdict = tuple[Class, str, str]  # class, reason, sentence
 
 DISRUPTED = frozenset({PREEMPTED, LOST, INFRASTRUCTURE})  # never the trial's fault, counted apart
 
@@ -38,7 +40,7 @@ _START_ERRORS = frozenset({"StartError", "ContainerCannotRun", "RunContainerErro
 class Ending:
     """Why an attempt ended. `message` is one sentence for people."""
 
-    class_: str
+    class_: Class
     reason: str
     message: str
     exit_code: int | None = None
@@ -61,6 +63,10 @@ class Evidence:
     @property
     def end(self) -> str:
         return self.said.end if self.said else ""
+
+    @property
+    def said_reason(self) -> str:
+        return self.said.reason if self.said else ""
 
     @property
     def status_reason(self) -> str:
@@ -149,7 +155,7 @@ def ended(pod: Mapping[str, Any], container: str) -> bool:
     return terminated(pod, container) is not None or _status(pod).get("phase") in ("Succeeded", "Failed")
 
 
-Row = tuple[str, Callable[[Evidence], bool], Callable[[Evidence], tuple[str, str, str]]]
+Row = tuple[str, Callable[[Evidence], bool], Callable[[Evidence], Verdict]]
 
 
 def _words(e: Evidence, fallback: str) -> str:
@@ -165,30 +171,30 @@ def _tail(text: str) -> str:
 _UNREPORTED = "and never reported a metric: call trialkeeper.report() in the trainer"
 
 
-def _complete(e: Evidence) -> tuple[str, str, str]:
+def _complete(e: Evidence) -> Verdict:
     if not e.reported:
         return SUCCEEDED, "NoObjective", f"the trainer ran to its end {_UNREPORTED}"
-    return SUCCEEDED, (e.said.reason if e.said else "") or "Completed", _words(e, "the trainer ran to its end")
+    return SUCCEEDED, e.said_reason or "Completed", _words(e, "the trainer ran to its end")
 
 
-def _disrupted(e: Evidence) -> tuple[str, str, str]:
+def _disrupted(e: Evidence) -> Verdict:
     condition = e.disruption or {}
     reason = str(condition.get("reason") or "Disrupted")
     return PREEMPTED, reason, str(condition.get("message") or f"the pod was disrupted: {reason}")
 
 
-def _marker_error(e: Evidence) -> tuple[str, str, str]:
-    reason = (e.said.reason if e.said else "") or contract.REASON_EXCEPTION
+def _marker_error(e: Evidence) -> Verdict:
+    reason = e.said_reason or contract.REASON_EXCEPTION
     return FAILED, reason, _words(e, "the trainer raised an exception")
 
 
-def _plain_success(e: Evidence) -> tuple[str, str, str]:
+def _plain_success(e: Evidence) -> Verdict:
     if e.reported or e.metrics:
         return SUCCEEDED, "Completed", "the container exited with code 0"
     return SUCCEEDED, "NoObjective", f"the container exited with code 0 {_UNREPORTED}"
 
 
-def _exit_code(e: Evidence) -> tuple[str, str, str]:
+def _exit_code(e: Evidence) -> Verdict:
     code = e.exit_code if e.exit_code is not None else -1
     if code > 128:
         return FAILED, "Signal", f"the trainer was ended by signal {code - 128}" + _quoted(e)
@@ -205,7 +211,7 @@ _TABLE: tuple[Row, ...] = (
     (
         "the SDK obeyed a verdict",
         lambda e: e.end in (contract.END_STOPPED, contract.END_PAUSED),
-        lambda e: (STOPPED, (e.said.reason if e.said else "") or "Stopped", _words(e, "the trial was stopped")),
+        lambda e: (STOPPED, e.said_reason or "Stopped", _words(e, "the trial was stopped")),
     ),
     (
         "fenced by a later attempt",
@@ -271,12 +277,12 @@ _TABLE: tuple[Row, ...] = (
     ),
     (
         "out of memory, says the trainer",
-        lambda e: e.end == contract.END_ERROR and bool(e.said) and e.said.reason == contract.REASON_OOM,
+        lambda e: e.end == contract.END_ERROR and e.said_reason == contract.REASON_OOM,
         lambda e: (FAILED, contract.REASON_OOM, _words(e, "the trainer ran out of memory")),
     ),
     (
         "device failure, says the trainer",
-        lambda e: e.end == contract.END_ERROR and bool(e.said) and e.said.reason == contract.REASON_DEVICE,
+        lambda e: e.end == contract.END_ERROR and e.said_reason == contract.REASON_DEVICE,
         lambda e: (INFRASTRUCTURE, contract.REASON_DEVICE, _words(e, "a device failed")),
     ),
     (
@@ -321,7 +327,7 @@ def classify(
     *,
     container: str,
     attempt: int,
-    intent: tuple[str, str, str] | None,
+    intent: Verdict | None,
     report: Message | None,
     reported: bool,
     gone: bool = False,
@@ -352,7 +358,7 @@ def _plain(evidence: Evidence, attempt: int) -> Message | None:
     return Message(attempt=attempt, metrics=evidence.metrics) if evidence.metrics else None
 
 
-def _judge(e: Evidence, intent: tuple[str, str, str] | None) -> tuple[str, str, str]:
+def _judge(e: Evidence, intent: Verdict | None) -> Verdict:
     if e.end == contract.END_COMPLETE and e.exit_code in (0, _KILLED, _TERMINATED, None):
         return _complete(e)
     if intent is not None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trialkeeper_operator.api import names
-from trialkeeper_operator.api.conditions import Condition, set_condition
+from trialkeeper_operator.api.conditions import Condition, Verdict, set_condition
 from trialkeeper_operator.api.experiment import Best, Experiment, ExperimentStatus
 from trialkeeper_operator.api.times import stamp
 from trialkeeper_operator.api.trial import LostWork, Trial
@@ -77,7 +77,7 @@ def _stopping(experiment: Experiment, trials: Sequence[Trial], settled: Conditio
 
 
 def _counted(experiment: Experiment, trials: Sequence[Trial]) -> ExperimentStatus:
-    counts = Counter(t.status.phase for t in trials)
+    counts: Counter[str] = Counter(t.status.phase for t in trials)
     lost = LostWork(
         iterations=sum(t.status.lost_work.iterations for t in trials),
         seconds=sum(t.status.lost_work.seconds for t in trials),
@@ -121,7 +121,7 @@ def best(experiment: Experiment, trials: Sequence[Trial]) -> Best | None:
 
 
 def _with(
-    status: ExperimentStatus, type_: str, verdict: str, reason: str, message: str, now: float
+    status: ExperimentStatus, type_: str, verdict: Verdict, reason: str, message: str, now: float
 ) -> ExperimentStatus:
     condition = Condition(
         type=type_, status=verdict, reason=reason, message=message[:1024], last_transition_time=stamp(now)
@@ -149,6 +149,7 @@ def _finished(
     experiment: Experiment, trials: Sequence[Trial], status: ExperimentStatus, reason: str, now: float
 ) -> ExperimentStatus:
     succeeded = status.counts.get("Succeeded", 0)
+    verdict: Verdict
     if reason == names.TOO_MANY_FAILED_TRIALS:
         verdict, message = "False", f"{status.counts.get('Failed', 0)} trials failed, more than maxFailedTrials allows"
     elif succeeded == 0 and reason != names.TARGET_REACHED and trials:

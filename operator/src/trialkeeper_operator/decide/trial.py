@@ -14,7 +14,7 @@ from typing import Any
 
 from trialkeeper.contract import Message
 from trialkeeper_operator.api import names
-from trialkeeper_operator.api.conditions import Condition, set_condition
+from trialkeeper_operator.api.conditions import Condition, Verdict, set_condition
 from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.api.times import seconds, stamp
 from trialkeeper_operator.api.trial import Intent, Trial, TrialStatus
@@ -126,7 +126,7 @@ def _succeeded_reason(experiment: Experiment) -> str:
 def _observed(view: View, status: TrialStatus) -> TrialStatus | None:
     """The status to store, completed by what follows from its phase; None if it is what is stored already."""
     phase = status.phase
-    verdict = {"Succeeded": "True", "Failed": "False", "Stopped": "False"}.get(phase, "Unknown")
+    verdict: Verdict = "True" if phase == "Succeeded" else "False" if phase in ledger.FINAL else "Unknown"
     reason, message = (status.reason or phase, status.message) if phase in ledger.FINAL else (phase, "")
     last_time = status.completion_time or status.start_time or view.trial.created
     condition = Condition(
@@ -176,6 +176,7 @@ def _open(view: View, now: float) -> Plan:
         if pod is None:
             return _without_pod(view, now)
         status = ledger.record_pod(status, pod, now)
+    assert status.pod is not None
     gone = pod is None or pod["metadata"]["uid"] != status.pod.uid
     if gone and pod is None and not view.gone:
         return Plan(actions=(ConfirmAbsence(name),))
@@ -212,10 +213,10 @@ def _closed(view: View, status: TrialStatus, ending: Ending, now: float) -> Plan
     return Plan(_observed(view, closed), after=0.0)
 
 
-def _intended(intent: Intent | None) -> tuple[str, str, str] | None:
+def _intended(intent: Intent | None) -> endings.Verdict | None:
     if intent is None:
         return None
-    class_ = endings.FAILED if intent.action == "Restart" else endings.STOPPED
+    class_: endings.Class = endings.FAILED if intent.action == "Restart" else endings.STOPPED
     return class_, intent.reason, intent.message
 
 
@@ -228,6 +229,7 @@ def _watch(view: View, status: TrialStatus, pod: Object, now: float) -> Plan:
     if intent is None:
         return Plan(_observed(view, status), after=after)
     status = status.model_copy(update={"intent": intent})
+    assert status.pod is not None
     delete = () if pod["metadata"].get("deletionTimestamp") else (DeletePod(pod["metadata"]["name"], status.pod.uid),)
     return Plan(_observed(view, status), delete)
 

@@ -27,11 +27,13 @@ def _checked(file: Path, sets: list[str]) -> tuple[dict[str, Any], Manifest]:
 
     :raises InvalidObject: with every problem.
     """
-    from trialkeeper_operator.api.validate import check_experiment
+    from trialkeeper_operator.api.validate import InvalidObject, check_experiment
     from trialkeeper_operator.local.manifest import load
+    from trialkeeper_operator.search.check import problems
 
     manifest = load(file, sets)
-    check_experiment(manifest.raw)
+    if found := problems(check_experiment(manifest.raw)):
+        raise InvalidObject(found)
     return manifest.raw, manifest
 
 

@@ -37,7 +37,12 @@ async def ended(process: subprocess.Popen[bytes]) -> int:
         loop = asyncio.get_running_loop()
         done = loop.create_future()
         descriptor = os.pidfd_open(process.pid)
-        loop.add_reader(descriptor, lambda: done.done() or done.set_result(None))
+
+        def readable() -> None:
+            if not done.done():
+                done.set_result(None)
+
+        loop.add_reader(descriptor, readable)
         try:
             await done
         finally:

@@ -11,6 +11,7 @@ from trialkeeper_operator.decide import experiment as decide
 from trialkeeper_operator.reconcile.ask import ask, limit
 from trialkeeper_operator.reconcile.ports import AlreadyExists, Conflict, Object
 from trialkeeper_operator.reconcile.world import Outcome, World
+from trialkeeper_operator.search.check import problems
 from trialkeeper_operator.state.cache import Name, owner_uid
 
 NAME_TAKEN = 30.0  # seconds until a trial's name that somebody else has is tried again
@@ -22,8 +23,8 @@ async def reconcile(world: World, name: Name) -> Outcome:
     if raw is None or raw["metadata"].get("deletionTimestamp"):
         return None
     experiment = world.cache.experiment(name)
-    if experiment is None:
-        await _refuse(world, raw)
+    if experiment is None or problems(experiment):
+        await _refuse(world, dict(raw))
         return None
     trials = world.cache.trials_of(experiment)
     plan = decide.plan(experiment, trials, limit=limit(experiment), now=world.now())
@@ -58,7 +59,8 @@ async def _create(world: World, experiment: Experiment, index: int) -> bool:
 async def _refuse(world: World, raw: Object) -> None:
     """The object does not fit the models, whatever let it in: say so once, and leave it alone."""
     try:
-        check_experiment(raw)
+        if found := problems(check_experiment(raw)):
+            raise InvalidObject(found)
     except InvalidObject as refusal:
         message = str(refusal)[:1024]
     else:

@@ -113,8 +113,8 @@ class Operator:
             listed = [obj async for obj in self.world.cluster.list(kind)]
             for obj in listed:
                 self.world.seen(kind, obj)
-            for obj in self.world.cache.prune(kind, listed, before):
-                self.world.vanished(kind, dict(obj))
+            for missed in self.world.cache.prune(kind, listed, before):
+                self.world.vanished(kind, dict(missed))
         for kind in (names.EXPERIMENT, names.TRIAL):
             for name in self.world.cache.names(kind):
                 self.world.queue.add((kind, name))

@@ -9,7 +9,8 @@ from typing import Any, Literal, NamedTuple
 from trialkeeper_operator.search.space import Parameters, Space
 
 
-class Asked(NamedTuple):
+@dataclass(frozen=True)
+class Asked:
     """One trial that was asked for; `values` are its objectives' once it has them, all finite."""
 
     index: int

@@ -13,12 +13,14 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
 from trialkeeper_operator.api.parameters import Parameter
 from trialkeeper_operator.search.question import Asked, Question
 from trialkeeper_operator.search.space import Parameters, Space, choose, same, stepped
 
+_DIRECTIONS = {"Minimize": StudyDirection.MINIMIZE, "Maximize": StudyDirection.MAXIMIZE}
 _STATES = {"running": TrialState.RUNNING, "complete": TrialState.COMPLETE, "failed": TrialState.FAIL}
 
 
@@ -64,7 +66,7 @@ class _Mirror:
         verbosity = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         try:
-            self.study = optuna.create_study(directions=[d.lower() for d in space.directions])
+            self.study = optuna.create_study(directions=[_DIRECTIONS[d] for d in space.directions])
         finally:
             optuna.logging.set_verbosity(verbosity)
         self._searched = [p for p in space.parameters if p.fixed is None]

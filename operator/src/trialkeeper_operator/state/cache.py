@@ -49,7 +49,7 @@ class Parsed(Generic[M]):
     """Models of raw objects, parsed once a version."""
 
     def __init__(self, model: type[M]) -> None:
-        self._model = model
+        self._model: type[M] = model
         self._models: dict[str, tuple[str, M | None]] = {}
 
     def of(self, raw: Object | None) -> M | None:

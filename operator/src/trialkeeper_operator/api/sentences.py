@@ -1,0 +1,124 @@
+"""What pydantic finds wrong with types and bounds, in words that say what to write instead."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+_SCALARS = frozenset({"bool", "int", "float", "str"})
+_PLURAL = {"list": "a list", "dict": "a mapping"}
+
+
+def path_of(location: Sequence[str | int]) -> str:
+    """`spec.parameters[0].float.min`."""
+    path = ""
+    for step in location:
+        path += f"[{step}]" if isinstance(step, int) else (f".{step}" if path else step)
+    return path
+
+
+def shown(value: Any) -> str:
+    """A value as a person recognises it."""
+    if isinstance(value, str):
+        return f"the text {value[:60]!r}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, (list, tuple)):
+        return "a list"
+    return "nothing" if value is None else str(value)[:60]
+
+
+def _known(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+    """The fields that a model knows at a place."""
+    here: Any = model
+    for step in location:
+        if isinstance(step, int) or not (isinstance(here, type) and issubclass(here, BaseModel)):
+            continue
+        found = next((f for n, f in here.model_fields.items() if step in (n, f.alias)), None)
+        if found is None:
+            return []
+        here = _model_in(found.annotation)
+    if isinstance(here, type) and issubclass(here, BaseModel):
+        return [f.alias or n for n, f in here.model_fields.items()]
+    return []
+
+
+def _model_in(annotation: Any) -> Any:
+    """The model inside an annotation: of X, X | None, list[X], dict[str, X]."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((m for inner in get_args(annotation) if (m := _model_in(inner)) is not None), None)
+
+
+def _misspelt(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1, 0.6)
+    if close:
+        return f"is not a field; did you mean {close[0]}?"
+    return f"is not a field; there are: {', '.join(known)}" if known else "is not a field"
+
+
+_TYPES = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "mapping_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+}
+
+
+def _sentence(error: Any, model: type[BaseModel]) -> str:
+    kind, context, value = error["type"], error.get("ctx") or {}, error.get("input")
+    location = error["loc"]
+    if kind == "missing":
+        return "is missing"
+    if kind == "extra_forbidden":
+        return _misspelt(str(location[-1]), _known(model, location[:-1]))
+    if kind in _TYPES:
+        return f"must be {_TYPES[kind]}, not {shown(value)}"
+    if kind == "finite_number":
+        return "must be a finite number"
+    if kind == "literal_error":
+        return f"must be {context['expected'].replace(chr(39), '')}, not {shown(value)}"
+    if kind in ("greater_than_equal", "greater_than", "less_than_equal", "less_than"):
+        words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+        word, bound = next((words[k], v) for k, v in context.items() if k in words)
+        return (
+            f"must be {word} {bound:g}, not {value}"
+            if isinstance(bound, float)
+            else f"must be {word} {bound}, not {value}"
+        )
+    if kind in ("too_short", "string_too_short"):
+        return (
+            "must not be empty" if context.get("min_length") == 1 else f"needs at least {context['min_length']} entries"
+        )
+    if kind == "too_long":
+        return f"has {context['actual_length']} entries, {context['max_length']} are the limit"
+    if kind == "string_too_long":
+        return f"must have at most {context['max_length']} characters"
+    if kind == "string_pattern_mismatch":
+        return f"is {value!r}: use letters, digits and _, and begin with a letter or _"
+    return str(error["msg"]).lower()
+
+
+def problems(wrong: ValidationError, model: type[BaseModel]) -> list[tuple[str, str]]:
+    """(path, sentence) of each error; the branches of a value of any type are one."""
+    found: dict[str, str] = {}
+    for error in wrong.errors(include_url=False):
+        location = error["loc"]
+        if len(location) > 1 and location[-1] in _SCALARS and error["type"].endswith(("_type", "finite_number")):
+            found.setdefault(
+                path_of(location[:-1]), f"must be text, a number, true or false, not {shown(error['input'])}"
+            )
+        else:
+            found.setdefault(path_of(location), _sentence(error, model))
+    return list(found.items())

@@ -1,0 +1,43 @@
+"""What only the search can say of an Experiment: whether it knows the algorithm, and whether points fit."""
+
+from __future__ import annotations
+
+from trialkeeper_operator.api.experiment import Experiment
+from trialkeeper_operator.api.validate import Problem
+from trialkeeper_operator.search.space import misfit
+from trialkeeper_operator.search.suggest import ALGORITHMS, SETTINGS
+
+
+def problems(experiment: Experiment) -> list[Problem]:
+    """Every problem; empty if the search can do what is asked."""
+    search = experiment.spec.search
+    if search.algorithm not in ALGORITHMS:
+        known = ", ".join(sorted(ALGORITHMS))
+        return [Problem("spec.search.algorithm", f"{search.algorithm} is not known; there are: {known}")]
+    return [*_settings(experiment), *_enqueued(experiment)]
+
+
+def _settings(experiment: Experiment) -> list[Problem]:
+    search, found = experiment.spec.search, []
+    known = SETTINGS[search.algorithm]
+    for name, value in search.settings.items():
+        path = f"spec.search.settings.{name}"
+        if name not in known:
+            there = f"{search.algorithm} has {', '.join(known)}" if known else f"{search.algorithm} has none"
+            found.append(Problem(path, f"is not a setting; {there}"))
+        elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            found.append(Problem(path, f"must be a whole number of at least 1, not {value!r}"))
+    return found
+
+
+def _enqueued(experiment: Experiment) -> list[Problem]:
+    parameters = {p.name: p for p in experiment.spec.parameters}
+    found = []
+    for number, entry in enumerate(experiment.spec.enqueue or ()):
+        for name, value in entry.parameters.items():
+            path = f"spec.enqueue[{number}].parameters.{name}"
+            if name not in parameters:
+                found.append(Problem(path, f"is not a parameter; there are: {', '.join(parameters)}"))
+            elif clause := misfit(parameters[name], value):
+                found.append(Problem(path, f"{clause}, not {value!r}"))
+    return found

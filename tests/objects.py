@@ -1,0 +1,440 @@
+"""The table of good and bad Experiments: what the models say of each, and whether the API server says no, too.
+
+Each entry changes a good object by `path: value`; GONE removes. `both` means that a real API server with our
+CRDs refuses the object as well; `operator` that it lets it in, and the operator says `Accepted=False`.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any, NamedTuple
+
+from builders import experiment
+
+GONE = object()
+Changes = dict[str, Any]
+
+
+class Bad(NamedTuple):
+    """Changes, the path and the sentence of the one problem, and who refuses it in a cluster."""
+
+    changes: Changes
+    path: str
+    sentence: str
+    by: str = "both"
+
+
+def changed(changes: Changes) -> dict[str, Any]:
+    """A good Experiment with changes, without what a server adds."""
+    found = copy.deepcopy(experiment())
+    found["metadata"] = {"name": "exp", "namespace": "default"}
+    for path, value in changes.items():
+        here: Any = found
+        steps = [int(s) if s.isdigit() else s for s in re.split(r"[.\[\]]+", path) if s]
+        for step in steps[:-1]:
+            here = here[step] if isinstance(here, list) else here.setdefault(step, {})
+        if value is GONE:
+            del here[steps[-1]]
+        elif isinstance(here, list) and steps[-1] == len(here):
+            here.append(value)
+        else:
+            here[steps[-1]] = value
+    return found
+
+
+LR = {"name": "lr", "float": {"min": 1e-5, "max": 0.1}}
+OPTIMIZER = {"name": "optimizer", "choice": {"values": ["sgd", "adam", 3, True]}}
+POD = {"name": "t", "image": "i"}
+
+GOOD: dict[str, Changes] = {
+    "as it is": {},
+    "four objectives": {"spec.objectives": [{"metric": f"m{i}"} for i in range(4)]},
+    "a metric with slashes and dots": {"spec.objectives[0].metric": "val/loss.top-1"},
+    "a target of zero": {"spec.objectives[0].target": 0},
+    "maximised, best of the history": {"spec.objectives[0]": {"metric": "a", "direction": "Maximize", "value": "Best"}},
+    "an int parameter": {"spec.parameters[1]": {"name": "n", "int": {"min": -3, "max": 5}}},
+    "an int parameter on a log scale": {
+        "spec.parameters[1]": {"name": "n", "int": {"min": 1, "max": 512, "scale": "Log"}}
+    },
+    "a stepped int": {"spec.parameters[1]": {"name": "n", "int": {"min": 8, "max": 64, "step": 8}}},
+    "a stepped float": {"spec.parameters[1]": {"name": "n", "float": {"min": 0, "max": 1, "step": 0.1}}},
+    "whole numbers as bounds of a float": {"spec.parameters[1]": {"name": "n", "float": {"min": 0, "max": 1}}},
+    "choices of all types": {"spec.parameters[1]": OPTIMIZER},
+    "1, the text 1 and true are three choices": {
+        "spec.parameters[1]": {"name": "c", "choice": {"values": [1, "1", True]}}
+    },
+    "a fixed number": {"spec.parameters[1]": {"name": "epochs", "fixed": 20}},
+    "a fixed text": {"spec.parameters[1]": {"name": "mode", "fixed": "fast"}},
+    "a fixed false": {"spec.parameters[1]": {"name": "amp", "fixed": False}},
+    "a conditional parameter": {
+        "spec.parameters": [OPTIMIZER, {**LR, "name": "momentum", "when": {"parameter": "optimizer", "in": ["sgd"]}}]
+    },
+    "TPE with settings": {"spec.search": {"algorithm": "TPE", "seed": 7, "settings": {"startupTrials": 4}}},
+    "a grid": {
+        "spec.search.algorithm": "Grid",
+        "spec.parameters": [OPTIMIZER, {"name": "n", "float": {"min": 0, "max": 1, "step": 0.5}}],
+        "spec.maxTrials": GONE,
+    },
+    "enqueued points": {"spec.enqueue": [{"name": "first", "parameters": {"lr": 0.001}}, {"parameters": {}}]},
+    "all stop rules": {
+        "spec.stop": {
+            "maxIterations": 10,
+            "metrics": {"loss": {"below": 0.1}, "acc": {"above": 0.9}},
+            "timeoutSeconds": 3600,
+            "plateau": {"results": 5},
+        }
+    },
+    "no saves by count": {"spec.checkpoint": {"frequency": 0}},
+    "every half minute": {"spec.checkpoint": {"intervalSeconds": 30}},
+    "onNonFinite Continue": {"spec.onNonFinite": "Continue"},
+    "a failure policy": {"spec.failurePolicy": {"maxFailures": 0, "maxFailedTrials": 0, "backoffSeconds": 0}},
+    "watchdogs": {"spec.timeouts": {"firstReportSeconds": 60, "progressSeconds": 600, "graceSeconds": 110}},
+    "parallelism 0": {"spec.parallelism": 0},
+    "a sidecar, and who is the trainer": {
+        "spec.template.spec.containers": [POD, {"name": "s", "image": "i"}],
+        "spec.trainerContainer": "t",
+    },
+    "pod fields that we do not know": {
+        "spec.template.spec.nodeSelector": {"pool": "spot"},
+        "spec.template.spec.containers[0].resources": {"limits": {"nvidia.com/gpu": 1}},
+    },
+    "labels and annotations of pods": {"spec.template.metadata": {"labels": {"team": "a"}, "annotations": {"b": "c"}}},
+    "a name of 40 characters": {"metadata.name": "a" * 40},
+}
+
+BAD: dict[str, Bad] = {
+    "name too long": Bad(
+        {"metadata.name": "a" * 41},
+        "metadata.name",
+        "must have at most 40 characters, since pods add index and attempt to it",
+    ),
+    "name with a capital": Bad({"metadata.name": "Exp"}, "metadata.name", "NAME"),
+    "name with a dot": Bad({"metadata.name": "a.b"}, "metadata.name", "NAME"),
+    "name that ends with a dash": Bad({"metadata.name": "a-"}, "metadata.name", "NAME"),
+    "no objectives": Bad({"spec.objectives": []}, "spec.objectives", "must not be empty"),
+    "objectives missing": Bad({"spec.objectives": GONE}, "spec.objectives", "is missing"),
+    "five objectives": Bad(
+        {"spec.objectives": [{"metric": f"m{i}"} for i in range(5)]},
+        "spec.objectives",
+        "has 5 entries, 4 are the limit",
+    ),
+    "an empty metric": Bad({"spec.objectives[0].metric": ""}, "spec.objectives[0].metric", "must not be empty"),
+    "a metric of 257 characters": Bad(
+        {"spec.objectives[0].metric": "m" * 257}, "spec.objectives[0].metric", "must have at most 256 characters"
+    ),
+    "the same metric twice": Bad(
+        {"spec.objectives": [{"metric": "a"}, {"metric": "a"}]},
+        "spec.objectives[1].metric",
+        "stands twice: each objective needs a metric of its own",
+    ),
+    "an unknown direction": Bad(
+        {"spec.objectives[0].direction": "min"},
+        "spec.objectives[0].direction",
+        "must be Minimize or Maximize, not the text 'min'",
+    ),
+    "a target that is text": Bad(
+        {"spec.objectives[0].target": "0.1"}, "spec.objectives[0].target", "must be a number, not the text '0.1'"
+    ),
+    "no parameters": Bad({"spec.parameters": []}, "spec.parameters", "must not be empty"),
+    "a parameter without a kind": Bad(
+        {"spec.parameters[0]": {"name": "lr"}},
+        "spec.parameters[0]",
+        "needs exactly one of float, int, choice, fixed",
+        "operator",
+    ),
+    "a parameter of two kinds": Bad(
+        {"spec.parameters[0].int": {"min": 1, "max": 2}},
+        "spec.parameters[0]",
+        "needs exactly one of float, int, choice, fixed",
+    ),
+    "fixed and varied": Bad(
+        {"spec.parameters[0].fixed": 1},
+        "spec.parameters[0]",
+        "needs exactly one of float, int, choice, fixed",
+        "operator",
+    ),
+    "the same parameter twice": Bad(
+        {"spec.parameters": [LR, LR]},
+        "spec.parameters[1].name",
+        "stands twice: each parameter needs a name of its own",
+    ),
+    "a parameter's name with a dash": Bad(
+        {"spec.parameters[0].name": "learning-rate"},
+        "spec.parameters[0].name",
+        "is 'learning-rate': use letters, digits and _, and begin with a letter or _",
+    ),
+    "a parameter's name too long": Bad(
+        {"spec.parameters[0].name": "p" * 64}, "spec.parameters[0].name", "must have at most 63 characters"
+    ),
+    "min above max": Bad(
+        {"spec.parameters[0].float": {"min": 1, "max": 0.1}},
+        "spec.parameters[0].float.min",
+        "min must be below max (one value only? use fixed)",
+    ),
+    "min is max": Bad(
+        {"spec.parameters[0].float": {"min": 1, "max": 1}},
+        "spec.parameters[0].float.min",
+        "min must be below max (one value only? use fixed)",
+    ),
+    "log scale from 0": Bad(
+        {"spec.parameters[0].float": {"min": 0, "max": 1, "scale": "Log"}},
+        "spec.parameters[0].float.min",
+        "a log scale needs min above 0",
+    ),
+    "a step of 0": Bad(
+        {"spec.parameters[0].float": {"min": 0, "max": 1, "step": 0}},
+        "spec.parameters[0].float.step",
+        "step must be above 0 and at most max - min",
+    ),
+    "a step larger than the range": Bad(
+        {"spec.parameters[0].float": {"min": 0, "max": 1, "step": 2}},
+        "spec.parameters[0].float.step",
+        "step must be above 0 and at most max - min",
+    ),
+    "a step on a log scale": Bad(
+        {"spec.parameters[0].float": {"min": 1, "max": 10, "step": 1, "scale": "Log"}},
+        "spec.parameters[0].float.step",
+        "step goes with a linear scale only: leave one of the two out",
+    ),
+    "a bound that is text": Bad(
+        {"spec.parameters[0].float.min": "1e-5"},
+        "spec.parameters[0].float.min",
+        "must be a number, not the text '1e-5'",
+    ),
+    "a bound that is a boolean": Bad(
+        {"spec.parameters[0].float.max": True}, "spec.parameters[0].float.max", "must be a number, not true"
+    ),
+    "a bound is missing": Bad({"spec.parameters[0].float.max": GONE}, "spec.parameters[0].float.max", "is missing"),
+    "a broken int bound": Bad(
+        {"spec.parameters[0]": {"name": "n", "int": {"min": 0.5, "max": 2}}},
+        "spec.parameters[0].int.min",
+        "must be a whole number, not 0.5",
+    ),
+    "int min above max": Bad(
+        {"spec.parameters[0]": {"name": "n", "int": {"min": 3, "max": 2}}},
+        "spec.parameters[0].int.min",
+        "min must be below max (one value only? use fixed)",
+    ),
+    "int log scale from 0": Bad(
+        {"spec.parameters[0]": {"name": "n", "int": {"min": 0, "max": 2, "scale": "Log"}}},
+        "spec.parameters[0].int.min",
+        "a log scale needs min above 0",
+    ),
+    "int step of 0": Bad(
+        {"spec.parameters[0]": {"name": "n", "int": {"min": 0, "max": 2, "step": 0}}},
+        "spec.parameters[0].int.step",
+        "step must be above 0 and at most max - min",
+    ),
+    "an unknown scale": Bad(
+        {"spec.parameters[0].float.scale": "log"},
+        "spec.parameters[0].float.scale",
+        "must be Linear or Log, not the text 'log'",
+    ),
+    "no choices": Bad(
+        {"spec.parameters[0]": {"name": "c", "choice": {"values": []}}},
+        "spec.parameters[0].choice.values",
+        "must not be empty",
+    ),
+    "a choice that is a list": Bad(
+        {"spec.parameters[0]": {"name": "c", "choice": {"values": [[1]]}}},
+        "spec.parameters[0].choice.values[0]",
+        "must be text, a number, true or false, not a list",
+        "operator",
+    ),
+    "the same choice twice": Bad(
+        {"spec.parameters[0]": {"name": "c", "choice": {"values": ["a", "b", "a"]}}},
+        "spec.parameters[0].choice.values[2]",
+        "stands twice: leave one out",
+        "operator",
+    ),
+    "when on an unknown parameter": Bad(
+        {"spec.parameters[0].when": {"parameter": "optimizer", "in": ["sgd"]}},
+        "spec.parameters[0].when.parameter",
+        "is not the name of a parameter",
+    ),
+    "when on a later parameter": Bad(
+        {"spec.parameters": [{**LR, "when": {"parameter": "optimizer", "in": ["sgd"]}}, OPTIMIZER]},
+        "spec.parameters[0].when.parameter",
+        "must be declared before the parameter that depends on it",
+        "operator",
+    ),
+    "when on itself": Bad(
+        {"spec.parameters[0].when": {"parameter": "lr", "in": [1]}},
+        "spec.parameters[0].when.parameter",
+        "must be declared before the parameter that depends on it",
+        "operator",
+    ),
+    "when on a value that does not exist": Bad(
+        {"spec.parameters": [OPTIMIZER, {**LR, "when": {"parameter": "optimizer", "in": ["adagrad"]}}]},
+        "spec.parameters[1].when.in[0]",
+        "is not one of that parameter's values, so the parameter would never exist",
+        "operator",
+    ),
+    "an unknown algorithm": Bad(
+        {"spec.search.algorithm": "Bayes"},
+        "spec.search.algorithm",
+        "Bayes is not known; there are: Grid, QMC, Random, TPE",
+        "operator",
+    ),
+    "a negative seed": Bad({"spec.search.seed": -1}, "spec.search.seed", "must be at least 0, not -1"),
+    "an unknown setting": Bad(
+        {"spec.search": {"algorithm": "TPE", "settings": {"startup": 3}}},
+        "spec.search.settings.startup",
+        "is not a setting; TPE has startupTrials, candidates",
+        "operator",
+    ),
+    "a setting of the wrong kind": Bad(
+        {"spec.search": {"algorithm": "TPE", "settings": {"startupTrials": "four"}}},
+        "spec.search.settings.startupTrials",
+        "must be a whole number of at least 1, not 'four'",
+        "operator",
+    ),
+    "a grid over a continuous parameter": Bad(
+        {"spec.search.algorithm": "Grid"},
+        "spec.parameters[0].float",
+        "Grid needs finite parameters: give it a step, or use another algorithm",
+    ),
+    "an enqueued value out of range": Bad(
+        {"spec.enqueue": [{"parameters": {"lr": 5}}]},
+        "spec.enqueue[0].parameters.lr",
+        "must be between 1e-05 and 0.1, not 5",
+        "operator",
+    ),
+    "an enqueued parameter that does not exist": Bad(
+        {"spec.enqueue": [{"parameters": {"rate": 0.1}}]},
+        "spec.enqueue[0].parameters.rate",
+        "is not a parameter; there are: lr",
+        "operator",
+    ),
+    "enqueued names twice": Bad(
+        {"spec.enqueue": [{"name": "a", "parameters": {}}, {"name": "a", "parameters": {}}]},
+        "spec.enqueue[1].name",
+        "stands twice: each enqueued entry needs a name of its own, or none",
+        "operator",
+    ),
+    "no trials": Bad({"spec.maxTrials": 0}, "spec.maxTrials", "must be at least 1, not 0"),
+    "too many trials": Bad({"spec.maxTrials": 10_001}, "spec.maxTrials", "must be at most 10000, not 10001"),
+    "a negative parallelism": Bad({"spec.parallelism": -1}, "spec.parallelism", "must be at least 0, not -1"),
+    "parallelism as text": Bad(
+        {"spec.parallelism": "two"}, "spec.parallelism", "must be a whole number, not the text 'two'"
+    ),
+    "a stop rule with both sides": Bad(
+        {"spec.stop": {"metrics": {"loss": {"below": 1, "above": 2}}}},
+        "spec.stop.metrics.loss",
+        "needs exactly one of below, above",
+    ),
+    "a stop rule with no side": Bad(
+        {"spec.stop": {"metrics": {"loss": {}}}}, "spec.stop.metrics.loss", "needs exactly one of below, above"
+    ),
+    "stop after no iterations": Bad(
+        {"spec.stop": {"maxIterations": 0}}, "spec.stop.maxIterations", "must be at least 1, not 0"
+    ),
+    "stop after no time": Bad(
+        {"spec.stop": {"timeoutSeconds": 0}}, "spec.stop.timeoutSeconds", "must be above 0, not 0"
+    ),
+    "a plateau of one result": Bad(
+        {"spec.stop": {"plateau": {"results": 1}}}, "spec.stop.plateau.results", "must be at least 2, not 1"
+    ),
+    "an unknown onNonFinite": Bad(
+        {"spec.onNonFinite": "Ignore"}, "spec.onNonFinite", "must be Stop or Continue, not the text 'Ignore'"
+    ),
+    "a negative frequency": Bad(
+        {"spec.checkpoint": {"frequency": -1}}, "spec.checkpoint.frequency", "must be at least 0, not -1"
+    ),
+    "atEnd as text": Bad(
+        {"spec.checkpoint": {"atEnd": "yes"}}, "spec.checkpoint.atEnd", "must be true or false, not the text 'yes'"
+    ),
+    "too many failures": Bad(
+        {"spec.failurePolicy": {"maxFailures": 101}}, "spec.failurePolicy.maxFailures", "must be at most 100, not 101"
+    ),
+    "no grace": Bad({"spec.timeouts": {"graceSeconds": 0}}, "spec.timeouts.graceSeconds", "must be at least 1, not 0"),
+    "a trainer container that does not exist": Bad(
+        {"spec.trainerContainer": "x"}, "spec.trainerContainer", "is not the name of a container in spec.template"
+    ),
+    "several containers and no word": Bad(
+        {"spec.template.spec.containers[1]": POD},
+        "spec.template.spec.containers",
+        "there are several containers: say in spec.trainerContainer which of them is the trainer",
+    ),
+    "two containers of one name": Bad(
+        {"spec.template.spec.containers": [POD, POD], "spec.trainerContainer": "t"},
+        "spec.template.spec.containers[1].name",
+        "stands twice: each container needs a name of its own",
+    ),
+    "no containers": Bad({"spec.template.spec.containers": []}, "spec.template.spec.containers", "must not be empty"),
+    "no template": Bad({"spec.template": GONE}, "spec.template", "is missing"),
+    "no image": Bad(
+        {"spec.template.spec.containers[0].image": GONE}, "spec.template.spec.containers[0].image", "is missing"
+    ),
+    "a pod that restarts": Bad(
+        {"spec.template.spec.restartPolicy": "Always"},
+        "spec.template.spec.restartPolicy",
+        "must be Never, not the text 'Always'",
+    ),
+    "a misspelt field": Bad(
+        {"spec.paralelism": 2}, "spec.paralelism", "is not a field; did you mean parallelism?", "strict"
+    ),
+    "a misspelt field further down": Bad(
+        {"spec.parameters[0].float.stp": 2},
+        "spec.parameters[0].float.stp",
+        "is not a field; did you mean step?",
+        "strict",
+    ),
+    "a field that has nothing like it": Bad(
+        {"spec.stop": {"whenever": 2}},
+        "spec.stop.whenever",
+        "is not a field; there are: maxIterations, metrics, timeoutSeconds, plateau",
+        "strict",
+    ),
+    "spec is a list": Bad({"spec": []}, "spec", "must be a mapping, not a list"),
+    "objectives is a mapping": Bad(
+        {"spec.objectives": {"metric": "loss"}}, "spec.objectives", "must be a list, not a mapping"
+    ),
+}
+_NAME = "must begin with a letter and consist of lower-case letters, digits and -"
+BAD = {name: bad._replace(sentence=_NAME) if bad.sentence == "NAME" else bad for name, bad in BAD.items()}
+
+
+class Change(NamedTuple):
+    """From one good Experiment to another; `path` and `sentence` of the problem, empty if it is allowed."""
+
+    old: Changes
+    new: Changes
+    path: str = ""
+    sentence: str = ""
+    by: str = "both"
+
+
+FIXED = "cannot change: create a new experiment"
+CHANGES: dict[str, Change] = {
+    "nothing": Change({}, {}),
+    "more parallelism": Change({}, {"spec.parallelism": 9}),
+    "more trials": Change({}, {"spec.maxTrials": 9}),
+    "fewer trials": Change({}, {"spec.maxTrials": 3}, "spec.maxTrials", "can only grow"),
+    "another stop rule": Change({}, {"spec.stop": {"maxIterations": 3}}),
+    "another failure policy": Change({}, {"spec.failurePolicy": {"maxFailures": 9}}),
+    "another target": Change({}, {"spec.objectives[0].target": 0.1}),
+    "another checkpoint policy": Change({}, {"spec.checkpoint": {"frequency": 5}}),
+    "another metric": Change(
+        {},
+        {"spec.objectives[0].metric": "other"},
+        "spec.objectives",
+        "cannot change but for target: create a new experiment",
+    ),
+    "another parameter": Change({}, {"spec.parameters[0].float.max": 0.2}, "spec.parameters", FIXED),
+    "another seed": Change({}, {"spec.search.seed": 2}, "spec.search", FIXED),
+    "another image": Change({}, {"spec.template.spec.containers[0].image": "u"}, "spec.template", FIXED),
+    "another onNonFinite": Change({}, {"spec.onNonFinite": "Continue"}, "spec.onNonFinite", FIXED),
+    "one more enqueued": Change(
+        {"spec.enqueue": [{"parameters": {"lr": 0.01}}]},
+        {"spec.enqueue": [{"parameters": {"lr": 0.01}}, {"parameters": {"lr": 0.02}}]},
+    ),
+    "an enqueued one rewritten": Change(
+        {"spec.enqueue": [{"parameters": {"lr": 0.01}}]},
+        {"spec.enqueue": [{"parameters": {"lr": 0.02}}]},
+        "spec.enqueue",
+        "can only be appended to",
+        "operator",
+    ),
+}
