@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from objects import BAD, CHANGES, GOOD, changed
 from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.api.validate import InvalidObject, Problem, check_experiment

@@ -9,7 +9,6 @@ from pydantic import Field
 
 from trialkeeper_operator.api.resource import StatusModel
 
-
 Verdict = Literal["True", "False", "Unknown"]
 
 

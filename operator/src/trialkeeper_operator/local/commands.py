@@ -98,7 +98,7 @@ def _run(file: Path, folder: Path, sets: list[str], preempt: int, gpus: str | No
         return _complain(file, [wrong])
     _notes(raw, manifest.notes)
     where = (folder / raw["metadata"]["name"]).resolve()
-    request = Request(raw, manifest.folder, where, output, preempt, ids, fresh)
+    request = Request(raw, manifest.folder, where, output=output, preempt=preempt, gpus=ids, fresh=fresh)
     try:
         done = asyncio.run(execute(request))
     except (RunBusy, RunDiffers, JournalCorrupt) as refusal:

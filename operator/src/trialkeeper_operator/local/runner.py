@@ -27,7 +27,7 @@ from trialkeeper_operator.cluster.memory import Memory
 from trialkeeper_operator.decide import ledger
 from trialkeeper_operator.local import narration, summary
 from trialkeeper_operator.local.gpus import Gpus
-from trialkeeper_operator.local.kubelet import Kubelet, Place
+from trialkeeper_operator.local.kubelet import How, Kubelet, Place
 from trialkeeper_operator.local.preemption import Preempter, draw, expected_iterations
 from trialkeeper_operator.local.screen import Lines, Screen, open_screen
 from trialkeeper_operator.reconcile.loop import Operator
@@ -64,6 +64,7 @@ class Request:
     run: Path
     output: str = "quiet"
     preempt: int = 0
+    kills: Mapping[int, list[tuple[int, How]]] | None = None  # instead of those that `preempt` draws
     gpus: tuple[str, ...] = ()
     fresh: bool = False
     shell: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
@@ -101,7 +102,9 @@ class Run:
         self.name = str(request.raw["metadata"]["name"])
         trials = spec.get("maxTrials") or 1
         seed = int((spec.get("search") or {}).get("seed") or 0)
-        kills = draw(trials, request.preempt, seed, expected_iterations(spec)) if request.preempt else {}
+        kills = request.kills
+        if kills is None:
+            kills = draw(trials, request.preempt, seed, expected_iterations(spec)) if request.preempt else {}
         self.preempter = Preempter(kills, trials)
         self.interrupted = False
         self._due: asyncio.Queue[tuple[Trial, int, Any]] = asyncio.Queue()

@@ -80,4 +80,4 @@ def open_screen(output: str, look: Look) -> Screen:
         return Lines(None)
     if output == "json":
         return Lines(sys.stderr)
-    return Live(look) if sys.stdout.isatty() else Lines(sys.stdout)
+    return Live(look) if output == "table" and sys.stdout.isatty() else Lines(sys.stdout)

@@ -1,0 +1,142 @@
+"""The drill: one trial in peace and once more with kills, and what the difference says about the trainer."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import random
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trialkeeper_operator.local.kubelet import How
+from trialkeeper_operator.local.runner import Request, execute
+
+Document = Mapping[str, Any]
+LEAST = 3  # iterations, below which there is nothing to kill between
+LIMIT = 12  # iterations that are enough, or three for each kill if that is more
+TOLERANCE = 1e-6  # relative, between two runs that are to be the same
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the trainer resumes, and the sentence that says so or why not."""
+
+    resumes: bool
+    sentence: str
+
+
+def experiment(raw: Document, kills: int) -> dict[str, Any]:
+    """The experiment reduced to one trial that saves every iteration and ends soon."""
+    found: dict[str, Any] = copy.deepcopy(dict(raw))
+    spec = found["spec"]
+    limit = max(LIMIT, 3 * kills)
+    stop = spec.get("stop") or {}
+    stop["maxIterations"] = min(stop.get("maxIterations") or limit, limit)
+    spec |= {
+        "maxTrials": 1,
+        "parallelism": 1,
+        "stop": stop,
+        "checkpoint": {"frequency": 1},
+        "failurePolicy": {"maxFailures": 0, "maxWithoutProgress": 100, "backoffSeconds": 0},
+    }
+    return found
+
+
+def plan(iterations: int, kills: int, seed: int) -> list[tuple[int, How]]:
+    """(iteration, how) of each kill, spread over a run of so many iterations; half have notice."""
+    rng = random.Random(f"{seed}/drill")
+    places = sorted(rng.sample(range(1, iterations), min(kills, iterations - 1)))
+    hows: list[How] = ["SIGKILL", "SIGTERM"]
+    return [(place, hows[number % 2]) for number, place in enumerate(places)]
+
+
+def curve(prefix: Path) -> dict[int, dict[str, Any]]:
+    """The visible history of a trial: the newest attempt's row of each iteration."""
+    rows: dict[int, dict[str, Any]] = {}
+    for file in sorted((prefix / "results").glob("*.jsonl")):
+        for line in file.read_bytes().split(b"\n")[:-1]:
+            try:
+                row = json.loads(line)
+                rows[row["training_iteration"]] = row
+            except (ValueError, KeyError, TypeError):
+                continue
+    return rows
+
+
+def _equal(a: Any, b: Any) -> bool:
+    numbers = isinstance(a, (int, float)) and isinstance(b, (int, float))
+    return math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=1e-12) if numbers else a == b
+
+
+def in_peace(trial: Document) -> Verdict | None:
+    """What the undisturbed run already says against the trainer."""
+    if trial["phase"] != "Succeeded":
+        return Verdict(False, f"your trainer does not run to its end here: {trial['message']} (output: {trial['log']})")
+    if trial["iterations"] == 0:
+        return Verdict(False, "your trainer never calls trialkeeper.report(), so nothing of it can be kept")
+    if trial["checkpoint"] is None:
+        return Verdict(
+            False, "your trainer reports without a checkpoint: pass report(..., checkpoint=save) so that it can resume"
+        )
+    if trial["iterations"] < LEAST:
+        said = f"your trainer reports only {trial['iterations']} times: report every epoch, or every n steps"
+        return Verdict(False, f"{said}, so that there is something to resume between")
+    return None
+
+
+def judge(
+    peaceful: Document, killed: Document, metric: str, rows: tuple[dict[int, Any], dict[int, Any]], kills: int
+) -> Verdict:
+    """What the two runs say; `rows` are their visible histories, the peaceful one's first."""
+    attempts, resumed = killed["attempts"], killed["attempts"][1:]
+    if not resumed:
+        return Verdict(False, "your trainer ended before a kill could reach it: give the drill a longer one")
+    if any(a["fromIteration"] == 0 for a in resumed if a["fromIteration"] is not None):
+        return Verdict(
+            False,
+            "your trainer starts over: it does not call trialkeeper.get_checkpoint() before its first report()",
+        )
+    if killed["phase"] != "Succeeded":
+        return Verdict(False, f"your trainer fails when it resumes: {killed['message']} (output: {killed['log']})")
+    expected, found = rows
+    first = next((i for i in sorted(expected) if i in found and not _equal(found[i][metric], expected[i][metric])), 0)
+    if first and first == resumed[0]["fromIteration"] + 1 and _equal(found[first][metric], expected[1][metric]):
+        return Verdict(
+            False,
+            "your trainer gets its checkpoint and starts over all the same: load it, and go on after its iteration",
+        )
+    if len(expected) != len(found):
+        return Verdict(
+            False,
+            f"your trainer resumes, but comes to {len(found)} iterations instead of {len(expected)}: "
+            "go on after the checkpoint's iteration instead of counting anew",
+        )
+    again = killed["lostWork"]["iterations"]
+    said = f"your trainer resumes: {kills} kills, {len(attempts)} attempts, {again} iterations run again"
+    if not first:
+        return Verdict(True, f"{said}, and its results are those of the undisturbed run")
+    numbers = f"{found[first][metric]:.6g}, undisturbed {expected[first][metric]:.6g}"
+    hint = "what is not in the checkpoint: optimiser, random numbers, order of the data?"
+    return Verdict(True, f"{said}; but not exactly: {metric} at iteration {first} was {numbers} ({hint})")
+
+
+async def carry_out(raw: Document, base: Path, kills: int, seed: int, say: Callable[[str], None]) -> Verdict:
+    """Run the drill in a temporary folder."""
+    metric = raw["spec"]["objectives"][0]["metric"]
+    reduced = experiment(raw, kills)
+    folder = Path(tempfile.mkdtemp(prefix="trialkeeper-drill-"))
+    say(f"drill: one trial in peace, then with {kills} kills; everything is in {folder}")
+    quiet = (await execute(Request(reduced, base, folder / "peace"))).document()["trials"][0]
+    verdict = in_peace(quiet)
+    if verdict is not None:
+        return verdict
+    say(f"in peace: {quiet['iterations']} iterations, {metric} {quiet['metrics'].get(metric, {}).get('last')}")
+    kill_plan = {0: plan(quiet["iterations"], kills, seed)}
+    run = await execute(Request(reduced, base, folder / "kills", output="lines", kills=kill_plan))
+    disturbed = run.document()["trials"][0]
+    rows = curve(Path(quiet["store"])), curve(Path(disturbed["store"]))
+    return judge(quiet, disturbed, metric, rows, run.preempter.done)
