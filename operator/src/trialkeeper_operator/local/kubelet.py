@@ -91,6 +91,7 @@ class Kubelet:
         self._memory, self._place, self._now, self._flush = memory, place, now, flush
         self._on_report, self._gpus = on_report, gpus
         self._pods: dict[str, Running] = {}
+        self._started: list[str] = []  # uids of all pods that ran a process
         self._stopping = False
         self._empty = asyncio.Event()
         self._empty.set()
@@ -175,6 +176,7 @@ class Kubelet:
         where = environment.folder(container, place.base)
         running.process = process.start(command, env=env, folder=where, log=place.log(running.name))
         running.started = self._now()
+        self._started.append(running.uid)
         return True
 
     async def _until_ended(self, running: Running) -> int:
@@ -324,6 +326,11 @@ class Kubelet:
         for running in self._pods.values():
             running.orders.put_nowait(min(_grace(running.pod), SHUTDOWN_GRACE))
         await self._empty.wait()
+
+    async def sweep(self) -> None:
+        """End what has left its trainer's process group and lives on, found by its environment."""
+        left = process.of_pods(self._started)
+        await process.end_all([pid for pids in left.values() for pid in pids], 0.0)
 
     def kill(self) -> None:
         """End every trainer at once."""

@@ -195,6 +195,7 @@ class Run:
             await self._until_over(interrupt)
         finally:
             self._screen.close()
+            await self.kubelet.sweep()
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
             self.journal.flush()
