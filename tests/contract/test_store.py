@@ -1,0 +1,104 @@
+"""The Store contract, on every store there is."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from trialkeeper.store import AlreadyThere, Missing, Store
+from trialkeeper.store.directory import DirectoryStore
+
+
+@pytest.fixture(params=["directory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return DirectoryStore(tmp_path / "prefix")
+
+
+def test_what_is_put_can_be_read(store: Store) -> None:
+    store.put_new("attempts/000001.json", b"{}")
+    assert store.get("attempts/000001.json") == b"{}"
+
+
+def test_a_key_is_put_once(store: Store) -> None:
+    store.put_new("a/b", b"1")
+    with pytest.raises(AlreadyThere):
+        store.put_new("a/b", b"2")
+    assert store.get("a/b") == b"1"
+
+
+def test_what_is_not_there_is_missing(store: Store) -> None:
+    with pytest.raises(Missing):
+        store.get("a/b")
+    with pytest.raises(Missing):
+        store.folder("data/x")
+
+
+def test_keys_are_listed_sorted_and_by_prefix(store: Store) -> None:
+    assert store.list("m/") == []
+    for key in ("m/b", "m/a", "n/c", "m/d/e"):
+        store.put_new(key, b"")
+    assert store.list("m/") == ["m/a", "m/b", "m/d/e"]
+    assert store.list("m/d") == ["m/d/e"]
+
+
+def test_deleting_is_quiet_about_what_is_not_there(store: Store) -> None:
+    store.put_new("a", b"")
+    store.delete("a")
+    store.delete("a")
+    assert store.list("") == []
+
+
+def test_a_folder_is_taken_whole(store: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "w").write_bytes(b"weights")
+    (folder / "empty").write_bytes(b"")
+    store.take(folder, "data/a1")
+    assert not folder.exists()
+    found = store.folder("data/a1")
+    assert (found / "deep" / "w").read_bytes() == b"weights"
+    assert (found / "empty").read_bytes() == b""
+    store.delete("data/a1")
+    with pytest.raises(Missing):
+        store.folder("data/a1")
+
+
+def test_lines_are_appended_over_several_openings(store: Store) -> None:
+    first = store.append("results/a.jsonl")
+    first.write(b"1\n")
+    second = store.append("results/a.jsonl")
+    second.write(b"2\n")
+    second.sync()
+    assert store.get("results/a.jsonl") == b"1\n2\n"
+
+
+@pytest.mark.parametrize("key", ["../x", "/etc/x", "a/../../x", "", "."])
+def test_a_key_cannot_leave_its_prefix(store: Store, key: str) -> None:
+    for call in (store.get, store.delete, store.folder, lambda k: store.put_new(k, b"")):
+        with pytest.raises(ValueError, match="leaves the trial's folder"):
+            call(key)
+
+
+def _race(root: Path, number: int, barrier: object, won: object) -> None:
+    barrier.wait()  # type: ignore[attr-defined]
+    try:
+        DirectoryStore(root).put_new("attempts/000001.json", str(number).encode() * 1000)
+        won.put(number)  # type: ignore[attr-defined]
+    except AlreadyThere:
+        won.put(None)  # type: ignore[attr-defined]
+
+
+def test_of_many_racing_writers_exactly_one_wins_and_is_stored_whole(tmp_path: Path) -> None:
+    spawn = multiprocessing.get_context("fork")
+    for round_ in range(5):
+        root, barrier, won = tmp_path / str(round_), spawn.Barrier(16), spawn.Queue()
+        racers = [spawn.Process(target=_race, args=(root, n, barrier, won)) for n in range(16)]
+        for racer in racers:
+            racer.start()
+        winners = [n for _ in racers if (n := won.get(timeout=30)) is not None]
+        for racer in racers:
+            racer.join()
+        assert len(winners) == 1
+        assert DirectoryStore(root).get("attempts/000001.json") == str(winners[0]).encode() * 1000

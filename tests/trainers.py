@@ -1,0 +1,99 @@
+"""Trainers as processes: a script, its operator's variables, and what it left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trialkeeper.contract import Message
+
+PREAMBLE = "import json, os, sys, signal, trialkeeper\n"
+SAVING = """
+checkpoint = trialkeeper.get_checkpoint()
+start = int((checkpoint.path / "i").read_text()) + 1 if checkpoint else 0
+def save(folder):
+    (folder / "i").write_text(str(i))
+"""
+
+
+@dataclass
+class Place:
+    """One trial's folder; each `run` is an attempt."""
+
+    root: Path
+    settings: dict[str, Any] = field(
+        default_factory=lambda: {"objectives": [{"metric": "loss"}], "checkpoint": {"frequency": 1}}
+    )
+    params: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def store(self) -> Path:
+        return self.root / "store" / "t"
+
+    def env(self, attempt: int, pod: str | None = None) -> dict[str, str]:
+        scratch = self.root / f"scratch-{attempt}-{pod}"
+        scratch.mkdir(parents=True, exist_ok=True)
+        return {
+            **os.environ,
+            "TRIALKEEPER_TRIAL": "exp-0",
+            "TRIALKEEPER_EXPERIMENT": "exp",
+            "TRIALKEEPER_ATTEMPT": str(attempt),
+            "TRIALKEEPER_POD_UID": pod or f"pod-{attempt}",
+            "TRIALKEEPER_SEED": "5",
+            "TRIALKEEPER_STORE": (self.root / "store").as_uri(),
+            "TRIALKEEPER_PREFIX": "t",
+            "TRIALKEEPER_SCRATCH": str(scratch),
+            "TRIALKEEPER_TERMINATION_LOG": str(scratch / "termination"),
+            "TRIALKEEPER_REPORT": (scratch / "report.json").as_uri(),
+            "TRIALKEEPER_PARAMS": json.dumps(self.params),
+            "TRIALKEEPER_SETTINGS": json.dumps(self.settings),
+        }
+
+    def run(self, script: str, attempt: int = 1, *, pod: str | None = None, stdin: bool = False) -> Left:
+        """Run a script to its end as one attempt."""
+        env, code = self.env(attempt, pod), PREAMBLE + script
+        if stdin:
+            command, given = [sys.executable, "-"], code
+        else:
+            (self.root / "trainer.py").write_text(code)
+            command, given = [sys.executable, "trainer.py"], ""
+        done = subprocess.run(
+            command, cwd=self.root, env=env, input=given, capture_output=True, text=True, timeout=60, check=False
+        )
+        log = Path(env["TRIALKEEPER_TERMINATION_LOG"])
+        report = Path(env["TRIALKEEPER_SCRATCH"]) / "report.json"
+        return Left(
+            done.returncode,
+            done.stdout,
+            done.stderr,
+            Message.decode(log.read_text()) if log.exists() else None,
+            Message.decode(report.read_text()) if report.exists() else None,
+        )
+
+    def rows(self, attempt: int = 1) -> list[dict[str, Any]]:
+        file = self.store / "results" / f"a{attempt:06d}.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def manifests(self) -> list[str]:
+        return sorted(p.stem for p in (self.store / "manifests").glob("*.json"))
+
+
+@dataclass
+class Left:
+    """What a trainer's process left behind."""
+
+    code: int
+    out: str
+    err: str
+    last: Message | None
+    report: Message | None
+
+    @property
+    def end(self) -> tuple[str, str]:
+        assert self.last is not None
+        return self.last.end, self.last.reason

@@ -1,0 +1,196 @@
+"""Resuming: what an attempt begins from, what it counts as lost, and what it never believes."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainers import PREAMBLE, SAVING, Place
+from trialkeeper import contract, history, manifest
+from trialkeeper.errors import CheckpointCorrupt
+
+UNTIL = "for i in range(start, 9):\n    trialkeeper.report({'loss': 1.0 / (i + 1)}, checkpoint=save)\n"
+KILLED_AT = UNTIL + "    if trialkeeper.get_context().attempt == 1 and i == 4: os.kill(os.getpid(), 9)\n"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def test_an_attempt_goes_on_after_its_checkpoint(place: Place) -> None:
+    place.settings["checkpoint"] = {"frequency": 3}
+    assert place.run(SAVING + KILLED_AT).code == -signal.SIGKILL
+    left = place.run(SAVING + KILLED_AT, 2)
+    assert [row["training_iteration"] for row in place.rows(1)] == [1, 2, 3, 4, 5]
+    assert [row["training_iteration"] for row in place.rows(2)] == [4, 5, 6, 7, 8, 9]
+    assert left.last is not None
+    assert left.last.resumed is not None
+    assert (left.last.resumed.attempt, left.last.resumed.iteration, left.last.resumed.lostIterations) == (1, 3, 2)
+    assert (left.last.iteration, left.last.checkpoint and left.last.checkpoint.iteration) == (9, 9)
+    assert left.last.metrics["loss"] == contract.MetricSummary(1 / 9, 1 / 9, 1.0)
+
+
+def test_losses_of_several_attempts_add_up(place: Place) -> None:
+    place.settings["checkpoint"] = {"frequency": 4}
+    script = SAVING + UNTIL + "    if i - start == trialkeeper.get_context().attempt: os.kill(os.getpid(), 9)\n"
+    for attempt in (1, 2, 3, 4):
+        place.run(script, attempt)
+    raw = sum(len(place.rows(a)) for a in (1, 2, 3, 4, 5))
+    left = place.run(SAVING + UNTIL, 5)
+    raw += len(place.rows(5))
+    assert left.last is not None
+    assert left.last.resumed is not None
+    assert left.last.iteration == 9
+    assert left.last.resumed.lostBefore + left.last.resumed.lostIterations == raw - 9 > 0
+
+
+def test_a_trainer_that_does_not_ask_starts_over_and_is_told(place: Place) -> None:
+    place.run(SAVING + KILLED_AT)
+    left = place.run("trialkeeper.report({'loss': 1.0})", 2)
+    assert "get_checkpoint() was not called" in left.err
+    assert [row["training_iteration"] for row in place.rows(2)] == [1]
+    assert left.last is not None
+    assert left.last.resumed == contract.Resumed(0, 0, left.last.resumed.time if left.last.resumed else 0, 5, 0)
+
+
+def test_a_rotten_checkpoint_is_passed_over_for_an_older_one(place: Place) -> None:
+    place.run(SAVING + KILLED_AT)
+    newest = sorted((place.store / "data").iterdir())[-1]
+    (newest / "i").write_text("5")
+    left = place.run(SAVING + KILLED_AT, 2)
+    assert "is passed over" in left.err
+    assert place.rows(2)[0]["training_iteration"] == 5
+
+
+@pytest.mark.parametrize("harm", ["missing", "short", "manifest", "emptied"])
+def test_whatever_is_wrong_with_a_checkpoint_an_older_one_serves(harm: str, place: Place) -> None:
+    place.run(SAVING + KILLED_AT)
+    newest = sorted((place.store / "data").iterdir())[-1]
+    body = sorted((place.store / "manifests").iterdir())[-1]
+    if harm == "missing":
+        (newest / "i").unlink()
+    elif harm == "short":
+        (newest / "i").write_text("")
+    elif harm == "manifest":
+        body.write_bytes(body.read_bytes()[:-20])
+    else:
+        body.write_text("{}")
+    place.run(SAVING + KILLED_AT, 2)
+    assert place.rows(2)[0]["training_iteration"] == 5
+
+
+def test_a_zombie_is_fenced_at_its_next_commit(place: Place) -> None:
+    script = (
+        SAVING
+        + """
+i = 0
+trialkeeper.report({'loss': 1.0}, checkpoint=save)
+os.makedirs(os.environ['STORE'] + '/attempts', exist_ok=True)
+open(os.environ['STORE'] + '/attempts/000002.json', 'w').write('{"attempt": 2, "podUid": "x", "base": null}')
+i = 1
+trialkeeper.report({'loss': 0.5}, checkpoint=save)
+"""
+    )
+    left = place.run(script.replace("os.environ['STORE']", repr(str(place.store))))
+    assert (left.code, left.end) == (75, ("fenced", "StaleAttempt"))
+    assert place.manifests() == ["a000001-i000000000001"]
+
+
+def test_two_pods_of_one_attempt_are_not_both_in_it(place: Place) -> None:
+    place.run("trialkeeper.report({'loss': 1.0})", pod="one")
+    left = place.run("trialkeeper.report({'loss': 1.0})", pod="other")
+    assert (left.code, left.end) == (75, ("fenced", "StaleAttempt"))
+    assert len(place.rows()) == 1
+
+
+def test_the_same_pod_may_come_again(place: Place) -> None:
+    place.run(SAVING + KILLED_AT, pod="one")
+    place.run(SAVING + KILLED_AT.replace("== 1", "== 9"), pod="one")
+    assert [row["training_iteration"] for row in place.rows()] == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+
+
+def test_a_torn_last_line_of_results_is_passed_over(place: Place) -> None:
+    place.run(SAVING + KILLED_AT)
+    with (place.store / "results" / "a000001.jsonl").open("a") as file:
+        file.write('{"training_iteration": 6, "lo')
+    left = place.run(SAVING + KILLED_AT, 2)
+    assert left.last is not None
+    assert left.last.resumed is not None
+    assert left.last.resumed.lostIterations == 0
+
+
+def test_a_manifest_cannot_point_outside_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    with pytest.raises(CheckpointCorrupt, match="outside"):
+        manifest.verify({"files": [{"path": "../secret", "size": 1, "sha256": []}]}, folder)
+
+
+@pytest.mark.timeout(120)
+def test_sixty_kills_at_random_instants_tear_nothing(place: Place) -> None:
+    """A trainer saves as fast as it can and is killed: every manifest that is there is whole."""
+    rng = random.Random(3)
+    script = PREAMBLE + SAVING.replace(
+        "write_text(str(i))", "write_text(str(i)); (folder / 'w').write_bytes(bytes(1 << 20))"
+    )
+    script += (
+        "import itertools\nfor i in itertools.count(start):\n    trialkeeper.report({'loss': 1.0}, checkpoint=save)\n"
+    )
+    (place.root / "t.py").write_text(script)
+    reached = 0
+    for attempt in range(1, 61):
+        process = subprocess.Popen(
+            [sys.executable, "t.py"], cwd=place.root, env=place.env(attempt), stderr=subprocess.DEVNULL
+        )
+        try:
+            process.wait(rng.uniform(0.06, 0.25))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        record = place.store / "attempts" / f"{attempt:06d}.json"
+        if not record.exists():
+            continue
+        base = json.loads(record.read_text())["base"]
+        began = 0 if base is None else int(base[19:31])
+        assert began >= reached, "a committed checkpoint was lost"
+        for name in place.manifests():
+            if int(name[1:7]) == attempt:
+                body = manifest.decode((place.store / "manifests" / f"{name}.json").read_bytes())
+                manifest.verify(body, place.store / body["data"])
+                reached = max(reached, body["iteration"])
+    assert reached > 60
+
+
+Step = st.sampled_from(["save", "die", "zombie"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(Step, max_size=40))
+def test_the_newest_whole_checkpoint_of_the_highest_attempts_branch_is_visible(steps: list[str]) -> None:
+    """Any interleaving of saves, deaths and zombies: a model of the truth against the reader's rule."""
+    attempts: dict[int, dict[str, object]] = {1: {"base": None}}
+    manifests: set[str] = set()
+    current, iteration, base, best = 1, 0, None, None
+    for step in steps:
+        if step == "save":
+            iteration += 1
+            best = contract.manifest_key(current, iteration)
+            manifests.add(best)
+        elif step == "die":
+            current, base = current + 1, best
+            iteration = contract.parse_manifest_key(base)[1] if base else 0  # type: ignore[index]
+            attempts[current] = {"base": base}
+        elif current > 1:
+            manifests.add(contract.manifest_key(current - 1, iteration + 50))
+        found = history.visible(manifests, attempts, current)
+        assert (contract.manifest_key(*found[0]) if found else None) == best

@@ -1,0 +1,181 @@
+"""How a trainer's process ends, and what it leaves behind: real processes, one script each."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainers import SAVING, Place
+
+LOOP = SAVING + "for i in range(start, 6):\n    trialkeeper.report({'loss': 1.0 / (i + 1)}, checkpoint=save)\n"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+ENDS = {
+    "to its end": (LOOP, 0, ("complete", "")),
+    "sys.exit(0)": ("trialkeeper.report({'loss': 1}); sys.exit(0)", 0, ("complete", "")),
+    "an exception": ("trialkeeper.report({'loss': 1}); raise ValueError('no')", 1, ("error", "Exception")),
+    "out of memory": ("trialkeeper.report({'loss': 1}); raise MemoryError('x')", 1, ("error", "OutOfMemory")),
+    "out of GPU memory": (
+        "class OutOfMemoryError(RuntimeError): pass\ntrialkeeper.get_params()\nraise OutOfMemoryError('CUDA')",
+        1,
+        ("error", "OutOfMemory"),
+    ),
+    "out of GPU memory by its message": (
+        "trialkeeper.get_params()\nraise RuntimeError('CUDA out of memory. Tried to allocate 2 GiB')",
+        1,
+        ("error", "OutOfMemory"),
+    ),
+    "a lost GPU": (
+        "trialkeeper.get_params()\nraise RuntimeError('CUDA error: uncorrectable ECC error encountered')",
+        1,
+        ("error", "DeviceFailure"),
+    ),
+    "os._exit": ("trialkeeper.report({'loss': 1}); os._exit(0)", 0, ("running", "")),
+    "SIGKILL": ("trialkeeper.report({'loss': 1}); os.kill(os.getpid(), 9)", -9, ("running", "")),
+    "a non-finite objective": ("trialkeeper.report({'loss': float('inf')})", 0, ("stopped", "NonFinite")),
+    "asked to go, at the next report": (
+        SAVING + "i = 0\nos.kill(os.getpid(), 15)\ntrialkeeper.report({'loss': 1.0}, checkpoint=save)\nprint('no')",
+        143,
+        ("preempted", ""),
+    ),
+    "asked to go by the notify file": (
+        SAVING + "i = 0\nopen(os.environ['TRIALKEEPER_SCRATCH'] + '/preempted', 'w')\n"
+        "trialkeeper.report({'loss': 1.0}, checkpoint=save)\nprint('no')",
+        143,
+        ("preempted", ""),
+    ),
+    "asked to go, and left by itself": (
+        "trialkeeper.report({'loss': 1.0}); os.kill(os.getpid(), 15); sys.exit(0)",
+        0,
+        ("preempted", ""),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_the_marker_says_how_it_ended(name: str, place: Place) -> None:
+    script, code, end = ENDS[name]
+    left = place.run(script)
+    assert (left.code, left.end) == (code, end), left.err
+    assert "no\n" not in left.out
+
+
+def test_asked_twice_it_goes_at_once(place: Place) -> None:
+    left = place.run("trialkeeper.get_params()\nos.kill(os.getpid(), 15)\nos.kill(os.getpid(), 15)\nprint('no')")
+    assert (left.code, left.out) == (-15, "")
+
+
+def test_an_exception_tells_type_message_and_place(place: Place) -> None:
+    left = place.run("def step():\n    raise KeyError('weights')\ntrialkeeper.report({'loss': 1})\nstep()")
+    assert left.last is not None
+    assert left.last.text.startswith("KeyError: 'weights' (at trainer.py:3 step < trainer.py:5 <module>)")
+    assert "Traceback" in left.err
+
+
+def test_a_script_from_stdin_is_a_trainer(place: Place) -> None:
+    left = place.run("trialkeeper.report({'loss': 1})", stdin=True)
+    assert left.end == ("complete", "")
+
+
+FORK = """
+trialkeeper.report({'loss': 1.0})
+pid = os.fork()
+if pid == 0:
+    try:
+        trialkeeper.report({'loss': 2.0})
+    except RuntimeError as error:
+        print(trialkeeper.get_params(lr=3).lr, error, flush=True)
+    raise SystemExit(7)
+os.waitpid(pid, 0)
+trialkeeper.report({'loss': 3.0})
+"""
+SPAWN = """
+import multiprocessing
+def work(queue):
+    try:
+        trialkeeper.report({'loss': 2.0})
+    except RuntimeError as error:
+        queue.put((trialkeeper.get_context().seed, str(error)))
+if __name__ == "__main__":
+    trialkeeper.report({'loss': 1.0})
+    context = multiprocessing.get_context(HOW)
+    queue = context.Queue()
+    worker = context.Process(target=work, args=(queue,))
+    worker.start()
+    print(*queue.get(timeout=30))
+    worker.join()
+    trialkeeper.report({'loss': 3.0})
+"""
+
+
+def test_a_forked_child_reads_and_its_end_says_nothing(place: Place) -> None:
+    left = place.run(FORK)
+    assert left.out.startswith("3 trialkeeper.report() was called in a worker process")
+    assert left.end == ("complete", "")
+    assert [row["loss"] for row in place.rows()] == [1.0, 3.0]
+
+
+@pytest.mark.parametrize("how", ["fork", "spawn", "forkserver"])
+def test_a_worker_of_multiprocessing_reads_and_does_not_report(how: str, place: Place) -> None:
+    left = place.run(SPAWN.replace("HOW", repr(how)))
+    assert left.out.startswith("5 trialkeeper.report() was called in a worker process"), left.err
+    assert left.end == ("complete", "")
+    assert [row["loss"] for row in place.rows()] == [1.0, 3.0]
+
+
+def test_a_second_process_of_the_pod_does_not_report(place: Place) -> None:
+    inner = "import trialkeeper; print(trialkeeper.get_context().attempt); trialkeeper.report({'loss': 1})"
+    left = place.run(
+        f"import subprocess\ntrialkeeper.report({{'loss': 1}})\nsubprocess.run([sys.executable, '-c', {inner!r}])"
+    )
+    assert left.out == "1\n"
+    assert "NotTheOwner" in left.err
+    assert left.end == ("complete", "")
+
+
+def test_reporting_from_another_thread_works(place: Place) -> None:
+    left = place.run(
+        "import threading\nt = threading.Thread(target=lambda: trialkeeper.report({'loss': 1}))\nt.start(); t.join()"
+    )
+    assert (left.code, left.end) == (0, ("complete", "")), left.err
+
+
+def test_importing_does_nothing_and_loads_little(place: Place) -> None:
+    before = "import sys\nbefore = set(sys.modules)\nimport trialkeeper\nprint(*sorted(set(sys.modules) - before))\n"
+    (place.root / "bare.py").write_text(before)
+    out = subprocess.run([sys.executable, "bare.py"], cwd=place.root, capture_output=True, text=True, check=True).stdout
+    loaded = set(out.split())
+    assert {m for m in loaded if m.startswith("trialkeeper")} == {"trialkeeper"}
+    heavy = {"asyncio", "hashlib", "json", "multiprocessing", "numpy", "pathlib", "signal", "socket", "subprocess"}
+    assert not loaded & heavy
+    assert not list(place.root.glob("trialkeeper-store"))
+
+
+def test_a_plain_run_says_where_things_go_and_resumes_when_asked(tmp_path: Path) -> None:
+    script = "import trialkeeper, sys\n" + LOOP.replace("trialkeeper.report", "print(i, end=' '); trialkeeper.report")
+    (tmp_path / "mine.py").write_text(script)
+    env = {k: v for k, v in os.environ.items() if not k.startswith("TRIALKEEPER_")}
+    outs = []
+    for resume in ("", "", "1"):
+        done = subprocess.run(
+            [sys.executable, "mine.py"],
+            cwd=tmp_path,
+            env={**env, "TRIALKEEPER_RESUME": resume},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        outs.append(done.stdout)
+        assert str(tmp_path / "trialkeeper-store" / "mine") in done.stderr
+        assert "TRIALKEEPER_RESUME=1" in done.stderr
+    assert outs == ["0 1 2 3 4 5 ", "0 1 2 3 4 5 ", ""]
+    assert sorted(p.name for p in (tmp_path / "trialkeeper-store" / "mine").iterdir()) == ["00001", "00002"]
