@@ -24,8 +24,8 @@ p = trialkeeper.get_params(x=0.5)
 checkpoint = trialkeeper.get_checkpoint()
 start = int((checkpoint.path / "i").read_text()) + 1 if checkpoint else 0
 block = bytes(4 << 20)
-for i in range(start, 25):
-    for _ in range(4):
+for i in range(start, 100):
+    for _ in range(8):
         hashlib.sha256(block).digest()
     def save(folder):
         (folder / "i").write_text(str(i))
@@ -38,7 +38,7 @@ EXPERIMENT = {
     "spec": {
         "objectives": [{"metric": "loss"}],
         "parameters": [{"name": "x", "float": {"min": 0, "max": 1}}],
-        "maxTrials": 40,
+        "maxTrials": 48,
         "parallelism": 4,
         "checkpoint": {"frequency": 1},
         "template": {"spec": {"containers": [{"name": "t", "image": "i", "command": ["python", "trainer.py"]}]}},
@@ -79,6 +79,8 @@ def test_a_killed_runner_goes_on_where_it_was(tmp_path: Path) -> None:
             process.send_signal(signal.SIGKILL)
             process.communicate()
             kills += 1
+        else:
+            pytest.fail(f"the experiment was over after {kills} kills: give its trainers more to do")
         if not (run / "journal.jsonl").exists():
             continue
         seen.update(pods(run))
@@ -88,7 +90,7 @@ def test_a_killed_runner_goes_on_where_it_was(tmp_path: Path) -> None:
     process = start(tmp_path)
     document = json.loads(process.communicate(timeout=300)[0])
     assert process.returncode == 0
-    assert document["counts"] == {"Succeeded": 40}
+    assert document["counts"] == {"Succeeded": 48}
     assert document["failures"] == 0
     assert document["disruptions"] > 20, "the kills did not hit anybody: the test shows nothing"
     final = finished(run)
@@ -98,7 +100,7 @@ def test_a_killed_runner_goes_on_where_it_was(tmp_path: Path) -> None:
     best = min(document["trials"], key=lambda t: t["parameters"]["x"])
     assert document["best"]["trial"] == best["name"]
     for trial, prefix in zip(document["trials"], prefixes(run), strict=True):
-        assert trial["iterations"] == 25
+        assert trial["iterations"] == 100
         assert continuity(prefix) + resumed(prefix) == []
         assert repeated(prefix) == trial["lostWork"]["iterations"]
     for _ in range(100):

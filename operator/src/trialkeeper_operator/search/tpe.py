@@ -60,7 +60,7 @@ def _outward(parameter: Parameter, value: Any) -> Any:
 
 
 class _Mirror:
-    """A study that has the log's trials under the log's numbers, extended as the log grows."""
+    """A study that has the log's trials in the log's order, extended as the log grows."""
 
     def __init__(self, space: Space) -> None:
         verbosity = optuna.logging.get_verbosity()
@@ -72,6 +72,8 @@ class _Mirror:
         self._searched = [p for p in space.parameters if p.fixed is None]
         self.distributions = {p.name: _distribution(p) for p in self._searched}
         self._taken: list[Asked] = []
+        self._numbers: list[int] = []  # the study's number of each taken trial
+        self._count = 0  # of the study's trials
 
     def follow(self, log: Sequence[Asked]) -> bool:
         """Take in what is new in the log; False if the log is not a continuation of what was taken."""
@@ -86,18 +88,28 @@ class _Mirror:
         for asked in log[len(self._taken) :]:
             self.study.add_trial(self._frozen(asked))
             self._taken.append(asked)
+            self._numbers.append(self._next_number())
         return True
 
-    def asked(self, index: int, parameters: Parameters) -> None:
-        """The study has just been asked for this trial; the log will have it next, or the study is made anew."""
-        self._taken.append(Asked(index, parameters, "running"))
+    def _next_number(self) -> int:
+        self._count += 1
+        return self._count - 1
 
-    def _tell(self, number: int, asked: Asked) -> None:
+    def ask(self) -> optuna.Trial:
+        """A trial to sample from; `forget` it afterwards."""
+        self._next_number()
+        return self.study.ask()
+
+    def forget(self, trial: optuna.Trial) -> None:
+        """The log says what became of a suggestion; what was only sampled must not weigh."""
+        self.study.tell(trial, state=TrialState.FAIL)
+
+    def _tell(self, place: int, asked: Asked) -> None:
         if asked.state == "complete" and asked.values is not None:
-            self.study.tell(number, list(asked.values))
+            self.study.tell(self._numbers[place], list(asked.values))
         else:
-            self.study.tell(number, state=TrialState.FAIL)
-        self._taken[number] = asked
+            self.study.tell(self._numbers[place], state=TrialState.FAIL)
+        self._taken[place] = asked
 
     def _frozen(self, asked: Asked) -> optuna.trial.FrozenTrial:
         inside = {
@@ -132,9 +144,9 @@ def ask(question: Question) -> Parameters:
             n_ei_candidates=int(question.settings.get("candidates", 24)),
         )
         mirror.study.sampler = sampler
-        trial = mirror.study.ask()
+        trial = mirror.ask()
         parameters = choose(question.space, lambda p: _outward(p, _sampled(trial, p, mirror.distributions[p.name])))
-    mirror.asked(question.index, parameters)
+        mirror.forget(trial)
     return parameters
 
 

@@ -1,0 +1,109 @@
+"""The plan of one experiment: how many trials, when it is over, what it says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from builders import NOW, experiment, trial
+from trialkeeper_operator.api.experiment import Experiment
+from trialkeeper_operator.api.trial import Trial
+from trialkeeper_operator.decide.experiment import Plan, plan
+
+
+def a_trial(index: int, phase: str = "Running", loss: float | None = None, **status: Any) -> Trial:
+    metrics = {} if loss is None else {"loss": {"last": loss, "min": loss, "max": loss}}
+    return Trial.from_object(trial(f"exp-{index}", index=index, phase=phase, metrics=metrics, **status))
+
+
+def planned(*trials: Trial, limit: int = 4, status: Any = None, **spec: Any) -> Plan:
+    return plan(Experiment.from_object(experiment(**spec) | {"status": status or {}}), trials, limit=limit, now=NOW)
+
+
+def verdict(found: Plan) -> tuple[str, str]:
+    condition = next(c for c in found.status.conditions if c.type == "Succeeded")
+    return condition.status, condition.reason
+
+
+@pytest.mark.parametrize(
+    ("phases", "create"),
+    [([], 2), (["Running"], 1), (["Running", "Waiting"], 0), (["Succeeded", "Running"], 1), (["Failed", "Stopped"], 2),
+     (["Succeeded"] * 3, 1), (["Paused", "Running"], 0)],
+)  # fmt: skip
+def test_as_many_trials_are_created_as_may_run(phases: list[str], create: int) -> None:
+    found = planned(*(a_trial(i, p) for i, p in enumerate(phases)))
+    assert found.create == create
+    assert verdict(found) == ("Unknown", "Running")
+
+
+def test_it_succeeds_when_all_trials_are_over_and_one_succeeded() -> None:
+    found = planned(
+        a_trial(0, "Succeeded", 0.5), a_trial(1, "Failed"), a_trial(2, "Succeeded", 0.25), a_trial(3, "Stopped")
+    )
+    assert (verdict(found), found.create, found.status.phase) == (("True", "AllTrialsFinished"), 0, "Succeeded")
+    assert found.status.counts == {"Failed": 1, "Stopped": 1, "Succeeded": 2}
+    assert found.status.best is not None
+    assert (found.status.best.trial, found.status.best.value) == ("exp-2", 0.25)
+
+
+def test_it_fails_when_no_trial_succeeded_and_says_what_the_last_one_said() -> None:
+    found = planned(*(a_trial(i, "Failed", message="no such module") for i in range(4)))
+    assert verdict(found) == ("False", "NoTrialSucceeded")
+    assert "exp-3: no such module" in next(c.message for c in found.status.conditions if c.type == "Succeeded")
+
+
+def test_too_many_failed_trials_end_it() -> None:
+    policy = {"maxFailedTrials": 1}
+    trials = [a_trial(0, "Failed"), a_trial(1, "Failed"), a_trial(2)]
+    stopping = planned(*trials, failurePolicy=policy)
+    assert (verdict(stopping), stopping.create) == (("Unknown", "TooManyFailedTrials"), 0)
+    over = planned(*trials[:2], a_trial(2, "Stopped"), failurePolicy=policy, status=stopping.status.to_object())
+    assert verdict(over) == ("False", "TooManyFailedTrials")
+
+
+def test_a_reached_target_ends_it_once_the_others_have_stopped() -> None:
+    objectives = [{"metric": "loss", "target": 0.1}]
+    stopping = planned(a_trial(0, "Succeeded", 0.05), a_trial(1), objectives=objectives)
+    assert (verdict(stopping), stopping.create, stopping.status.phase) == (("Unknown", "TargetReached"), 0, "Stopping")
+    over = planned(
+        a_trial(0, "Succeeded", 0.05), a_trial(1, "Stopped"), objectives=objectives, status=stopping.status.to_object()
+    )
+    assert verdict(over) == ("True", "TargetReached")
+
+
+def test_more_trials_wake_a_finished_experiment() -> None:
+    done = planned(*(a_trial(i, "Succeeded", 0.1) for i in range(4)))
+    more = planned(*(a_trial(i, "Succeeded", 0.1) for i in range(4)), limit=6, status=done.status.to_object())
+    assert (verdict(more), more.create) == (("Unknown", "Running"), 2)
+
+
+def test_a_deleted_trial_is_not_created_again() -> None:
+    first = planned(*(a_trial(i, "Succeeded") for i in range(3)))
+    found = planned(a_trial(0, "Succeeded"), a_trial(2, "Succeeded"), status=first.status.to_object())
+    assert found.create == 1
+
+
+def test_best_respects_direction_and_whether_the_best_or_the_last_value_counts() -> None:
+    metrics = {"acc": {"last": 0.7, "min": 0.1, "max": 0.9}}
+    others = {"acc": {"last": 0.8, "min": 0.1, "max": 0.85}}
+    trials = [Trial.from_object(trial(f"exp-{i}", index=i, metrics=m)) for i, m in enumerate((metrics, others))]
+    for value, best in (("Best", "exp-0"), ("Last", "exp-1")):
+        found = planned(*trials, objectives=[{"metric": "acc", "direction": "Maximize", "value": value}])
+        assert found.status.best is not None
+        assert found.status.best.trial == best
+
+
+def test_sums_and_goodput() -> None:
+    lost = {"iterations": 3, "seconds": 10.0, "restartSeconds": 10.0}
+    found = planned(a_trial(0, disruptions=2, lostWork=lost, trainedSeconds=80.0), a_trial(1, failures=1))
+    assert (found.status.disruptions, found.status.failures, found.status.goodput) == (2, 1, 0.8)
+    assert found.status.lost_work.iterations == 3
+
+
+def test_a_changed_template_stops_everything() -> None:
+    before = planned().status
+    changed = {"spec": {"containers": [{"name": "t", "image": "other"}]}}
+    found = planned(status=before.to_object(), template=changed)
+    assert found.create == 0
+    assert next(c.reason for c in found.status.conditions if c.type == "Accepted") == "TemplateChanged"

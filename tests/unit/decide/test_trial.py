@@ -1,0 +1,209 @@
+"""The plan of one trial: the attempt protocol step by step, with whatever may be stale or missing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from builders import NOW, experiment, pod, trial
+from trialkeeper.contract import Message
+from trialkeeper_operator.api.experiment import Experiment
+from trialkeeper_operator.api.times import stamp
+from trialkeeper_operator.api.trial import Trial
+from trialkeeper_operator.decide.trial import ConfirmAbsence, CreatePod, DeletePod, Plan, View, plan
+
+STARTED = {
+    "attempt": 1,
+    "closed": 0,
+    "phase": "Running",
+    "pod": {"name": "exp-0-a1", "uid": "pod-1", "startTime": stamp(NOW)},
+}
+
+
+def planned(
+    status: dict[str, Any],
+    *pods: dict[str, Any],
+    spec: dict[str, Any] | None = None,
+    now: float = NOW + 10,
+    conditions: list[dict[str, Any]] | None = None,
+    **known: Any,
+) -> Plan:
+    owner = experiment(**known.pop("experiment", {}))
+    owner["status"] = {"conditions": conditions or []}
+    view = View(
+        Experiment.from_object(owner),
+        Trial.from_object(trial(spec=spec, **status)),
+        {p["metadata"]["name"]: p for p in pods},
+        **known,
+    )
+    return plan(view, now)
+
+
+def test_a_new_trial_opens_its_first_attempt_and_then_creates_the_pod() -> None:
+    found = planned({})
+    assert found.status is not None
+    assert (found.status.attempt, found.status.closed, found.status.phase) == (1, 0, "Pending")
+    (create,) = found.actions
+    assert isinstance(create, CreatePod)
+    assert create.body["metadata"]["name"] == "exp-0-a1"
+
+
+def test_an_opened_attempt_without_a_pod_gets_one_and_no_second_number() -> None:
+    found = planned({"attempt": 1, "closed": 0})
+    assert found.status is None
+    assert [type(a) for a in found.actions] == [CreatePod]
+
+
+def test_a_pod_that_is_there_is_recorded_by_its_uid() -> None:
+    found = planned({"attempt": 1, "closed": 0}, pod())
+    assert found.status is not None
+    assert found.status.pod is not None
+    assert (found.status.pod.uid, found.status.phase, found.actions) == ("pod-1", "Running", ())
+
+
+def test_a_recorded_pod_that_the_cache_does_not_know_is_looked_for() -> None:
+    found = planned(STARTED)
+    assert found == Plan(actions=(ConfirmAbsence("exp-0-a1"),))
+
+
+def test_a_pod_that_is_gone_for_sure_is_lost_and_the_next_attempt_comes_at_once() -> None:
+    found = planned(STARTED, gone=True)
+    assert found.status is not None
+    last = found.status.history[-1]
+    assert (last.class_, found.status.closed, found.status.disruptions, found.status.phase) == ("Lost", 1, 1, "Waiting")
+    assert found.actions == ()
+
+
+def test_a_namesake_with_another_uid_proves_that_ours_is_gone() -> None:
+    found = planned(STARTED, pod(uid="another"))
+    assert found.status is not None
+    assert (found.status.closed, found.status.history[-1].class_) == (1, "Lost")
+
+
+def test_an_ended_pod_is_judged_counted_and_written_at_once() -> None:
+    found = planned(STARTED, pod(exit_code=3))
+    assert found.status is not None
+    assert (found.status.closed, found.status.failures, found.status.reason) == (1, 1, "ExitCode")
+
+
+def test_the_next_attempt_waits_for_its_time_and_clears_the_old_pod() -> None:
+    status = {"attempt": 1, "closed": 1, "phase": "Waiting", "nextAttemptTime": stamp(NOW + 30)}
+    found = planned(status, pod(exit_code=3))
+    assert found.status is None
+    assert found.after == pytest.approx(20)
+    assert found.actions == (DeletePod("exp-0-a1", "pod-1"),)
+    later = planned(status, pod(exit_code=3), now=NOW + 31)
+    assert later.status is not None
+    assert later.status.attempt == 2
+    assert [type(a) for a in later.actions] == [DeletePod, CreatePod]
+
+
+def test_the_next_attempt_waits_for_a_pod_that_still_runs() -> None:
+    status = {"attempt": 1, "closed": 1, "phase": "Waiting"}
+    found = planned(status, pod())
+    assert found.status is None
+    assert [type(a) for a in found.actions] == [DeletePod]
+    history = [{"attempt": 1, "class": "Lost", "startTime": stamp(NOW), "endTime": stamp(NOW)}]
+    after_lost = planned({**status, "history": history}, pod())
+    assert after_lost.status is not None
+    assert after_lost.status.attempt == 2
+
+
+@pytest.mark.parametrize(
+    ("spec", "conditions", "action", "reason"),
+    [
+        ({"desired": "Stop"}, [], "Stop", "Desired"),
+        ({"desired": "Pause"}, [], "Pause", "Desired"),
+        ({}, [("Succeeded", "TargetReached")], "Stop", "ExperimentEnded"),
+        ({}, [("Succeeded", "TooManyFailedTrials")], "Stop", "ExperimentEnded"),
+    ],
+)
+def test_an_intent_is_recorded_before_the_pod_is_deleted(
+    spec: dict[str, Any], conditions: list[tuple[str, str]], action: str, reason: str
+) -> None:
+    said = [{"type": t, "status": "Unknown", "reason": r, "lastTransitionTime": stamp(NOW)} for t, r in conditions]
+    found = planned(STARTED, pod(), spec=spec, conditions=said)
+    assert found.status is not None
+    assert found.status.intent is not None
+    assert (found.status.intent.action, found.status.intent.reason) == (action, reason)
+    assert found.actions == (DeletePod("exp-0-a1", "pod-1"),)
+
+
+def test_a_paused_trial_rests_and_goes_on_when_it_may() -> None:
+    intent = {"action": "Pause", "reason": "Desired", "message": "m"}
+    closed = planned({**STARTED, "intent": intent}, pod(exit_code=143, deleted=True), spec={"desired": "Pause"}).status
+    assert closed is not None
+    assert (closed.phase, closed.failures, closed.disruptions) == ("Paused", 0, 0)
+    resting = {**closed.to_object()}
+    assert planned(resting, spec={"desired": "Pause"}).actions == ()
+    again = planned(resting)
+    assert again.status is not None
+    assert again.status.attempt == 2
+
+
+def test_a_trial_that_never_began_is_stopped_without_a_pod() -> None:
+    found = planned({}, spec={"desired": "Stop"})
+    assert found.status is not None
+    assert (found.status.phase, found.status.attempt, found.actions) == ("Stopped", 0, ())
+
+
+def test_a_finished_trial_is_left_alone_and_its_pod_cleared() -> None:
+    done = {"attempt": 1, "closed": 1, "phase": "Succeeded"}
+    assert planned(done, pod(exit_code=0)) == Plan(actions=(DeletePod("exp-0-a1", "pod-1"),))
+    assert planned(done, spec={"desired": "Stop"}) == Plan()
+
+
+def test_the_last_pod_of_a_failed_trial_is_kept_for_its_log() -> None:
+    history = [{"attempt": 1, "class": "Failed", "startTime": stamp(NOW), "endTime": stamp(NOW)}]
+    assert planned({"attempt": 1, "closed": 1, "phase": "Failed", "history": history}, pod(exit_code=1)) == Plan()
+
+
+@pytest.mark.parametrize(
+    ("timeouts", "report", "reported_at", "now", "reason"),
+    [
+        ({"firstReportSeconds": 60}, None, None, 50, None),
+        ({"firstReportSeconds": 60}, None, None, 61, "NoReport"),
+        ({"firstReportSeconds": 60}, Message(attempt=1, firstReport=NOW + 5), NOW + 5, 90, None),
+        ({"progressSeconds": 60}, Message(attempt=1, firstReport=NOW + 5), NOW + 5, 64, None),
+        ({"progressSeconds": 60}, Message(attempt=1, firstReport=NOW + 5), NOW + 5, 66, "NoProgress"),
+        ({"progressSeconds": 60}, None, None, 900, None),
+        ({}, None, None, 1e6, None),
+    ],
+)
+def test_watchdogs(
+    timeouts: dict[str, Any], report: Message | None, reported_at: float | None, now: float, reason: str | None
+) -> None:
+    found = planned(
+        STARTED, pod(), now=NOW + now, report=report, report_time=reported_at, experiment={"timeouts": timeouts}
+    )
+    intent = found.status.intent if found.status else None
+    assert (intent.reason if intent else None) == reason
+    assert bool(found.actions) == (reason is not None)
+    if reason:
+        assert intent is not None
+        killed = planned({**STARTED, "intent": intent.to_object()}, pod(exit_code=137, deleted=True)).status
+        assert killed is not None
+        assert (killed.history[-1].class_, killed.history[-1].reason, killed.failures) == ("Failed", reason, 1)
+
+
+def test_the_pod_has_what_the_trainer_needs_and_ours_wins() -> None:
+    container = {
+        "name": "t",
+        "image": "i",
+        "env": [{"name": "TRIALKEEPER_ATTEMPT", "value": "99"}, {"name": "A", "value": "$(TRIALKEEPER_SEED)"}],
+    }
+    template = {"metadata": {"labels": {"team": "x"}}, "spec": {"containers": [container], "nodeSelector": {"a": "b"}}}
+    (create,) = planned({}, experiment={"template": template}).actions
+    assert isinstance(create, CreatePod)
+    spec, env = create.body["spec"], {e["name"]: e.get("value") for e in create.body["spec"]["containers"][0]["env"]}
+    assert (env["TRIALKEEPER_ATTEMPT"], env["TRIALKEEPER_SEED"], env["TRIALKEEPER_PARAM_LR"]) == ("1", "5", "0.01")
+    assert env["TRIALKEEPER_PREFIX"] == "default/exp-exp-uid/00000"
+    assert list(env)[-1] == "A"
+    assert (spec["restartPolicy"], spec["nodeSelector"], spec["terminationGracePeriodSeconds"]) == (
+        "Never",
+        {"a": "b"},
+        30,
+    )
+    assert create.body["metadata"]["labels"]["team"] == "x"
+    assert create.body["metadata"]["ownerReferences"][0]["uid"] == "trial-uid"
