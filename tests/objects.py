@@ -31,7 +31,7 @@ def changed(changes: Changes) -> dict[str, Any]:
     found["metadata"] = {"name": "exp", "namespace": "default"}
     for path, value in changes.items():
         here: Any = found
-        steps = [int(s) if s.isdigit() else s for s in re.split(r"[.\[\]]+", path) if s]
+        steps: list[Any] = [int(s) if s.isdigit() else s for s in re.split(r"[.\[\]]+", path) if s]
         for step in steps[:-1]:
             here = here[step] if isinstance(here, list) else here.setdefault(step, {})
         if value is GONE:

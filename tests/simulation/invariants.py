@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from typing import Any
 
 from trialkeeper_operator.reconcile.ports import Event, Object
+from trialkeeper_operator.state.snapshot import DATA_KEY, decode
 
 FINAL = ("Succeeded", "Failed", "Stopped")
 COUNTED_ONCE = ("Succeeded", "UserError", "Stopped")
@@ -74,7 +76,7 @@ class Watcher:
 
 def judge(story: Any) -> list[str]:
     """What is wrong with how a story ended; empty if nothing is."""
-    wrong = list(story.violations)
+    wrong = [*story.violations, *snapshot_agrees(story, story.snapshot)]
     for trial in story.trials:
         wrong += [f"{trial['metadata']['name']}: {line}" for line in _ended(trial, story)]
     counts = story.experiment["status"].get("counts", {})
@@ -110,3 +112,13 @@ def _ended(trial: Object, story: Any) -> list[str]:
         if raw != script.iterations + lost:
             wrong.append(f"{raw} raw rows, but {script.iterations} iterations and {lost} lost ones")
     return wrong
+
+
+def snapshot_agrees(story: Any, config_map: Object | None) -> list[str]:
+    """What the snapshot says otherwise than the Trials do."""
+    if config_map is None:
+        return ["there is no snapshot"]
+    _, rows = decode(base64.b64decode(config_map["binaryData"][DATA_KEY]))
+    said = {row["spec"]["index"]: (row["status"].get("phase"), row["status"].get("attempt")) for row in rows}
+    truth = {t["spec"]["index"]: (t["status"]["phase"], t["status"]["attempt"]) for t in story.trials}
+    return [] if said == truth else [f"the snapshot says {said}, the trials {truth}"]

@@ -85,6 +85,7 @@ class Story:
     experiment: Object
     trials: list[Object]
     violations: list[str]
+    snapshot: Object | None
     trace: list[str] = field(default_factory=list)
 
 
@@ -181,7 +182,8 @@ async def tell(plot: Plot) -> Story:
     trials = [t async for t in memory.list("Trial")]
     found = await memory.get("Experiment", "default", "exp")
     assert found is not None
-    return Story(plot, node, found, trials, [*watcher.violations, *node.violations], watcher.trace)
+    snapshot = await memory.get("ConfigMap", "default", "exp-snapshot")
+    return Story(plot, node, found, trials, [*watcher.violations, *node.violations], snapshot, watcher.trace)
 
 
 def _only_crashes(error: BaseException | None) -> None:

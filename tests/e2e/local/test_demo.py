@@ -37,7 +37,7 @@ def undisturbed(trial: dict[str, Any], script: str, folder: Path) -> Path:
         "TRIALKEEPER_TERMINATION_LOG": os.devnull,
     }
     subprocess.run([sys.executable, script], cwd=EXAMPLES, env=env, check=True, timeout=120)
-    return folder / trial["name"]
+    return folder / str(trial["name"])
 
 
 @pytest.mark.timeout(400)

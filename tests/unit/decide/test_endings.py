@@ -18,7 +18,13 @@ def said(end: str, **fields: Any) -> Message:
 
 
 def judged(of: dict[str, Any] | None, **known: Any) -> tuple[str, str] | None:
-    facts = {"container": "trainer", "attempt": 1, "intent": None, "report": None, "reported": False} | known
+    facts: dict[str, Any] = {
+        "container": "trainer",
+        "attempt": 1,
+        "intent": None,
+        "report": None,
+        "reported": False,
+    } | known
     ending = classify(of, **facts)
     return (ending.class_, ending.reason) if ending else None
 

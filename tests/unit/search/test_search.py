@@ -140,7 +140,7 @@ def test_a_grid_has_each_point_once_the_last_fastest() -> None:
 
 
 def objective(parameters: dict[str, Any]) -> float:
-    return (math.log10(parameters["lr"]) + 3) ** 2 + (parameters["x"] - 0.3) ** 2 * 10
+    return float((math.log10(parameters["lr"]) + 3) ** 2 + (parameters["x"] - 0.3) ** 2 * 10)
 
 
 def best(algorithm: str, seed: int) -> float:

@@ -22,12 +22,15 @@ class Objective(Model):
     target: float | None = None
 
 
+YEARS = 10 * 365 * 86_400  # seconds: a clock can count on so far
+
+
 class Search(Model):
     """Who suggests parameters. The algorithm is an open set: an unknown one is refused by name."""
 
     algorithm: StrictStr = Field(default="Random", min_length=1, max_length=32)
     seed: StrictInt = Field(default=0, ge=0, lt=2**53)
-    settings: dict[str, Scalar] = Field(default_factory=dict, max_length=32)
+    settings: dict[str, Scalar] = Field(default={}, max_length=32)
 
 
 class Enqueued(Model):
@@ -58,7 +61,7 @@ class Stop(Model):
 
     max_iterations: StrictInt | None = Field(default=None, ge=1)
     metrics: dict[str, Threshold] | None = Field(default=None, max_length=16)
-    timeout_seconds: float | None = Field(default=None, gt=0)
+    timeout_seconds: float | None = Field(default=None, gt=0, le=YEARS)
     plateau: Plateau | None = None
 
 
@@ -66,7 +69,7 @@ class CheckpointPolicy(Model):
     """When a `save` function is called: every n iterations, every s seconds; both absent is Auto, 0 is off."""
 
     frequency: StrictInt | None = Field(default=None, ge=0)
-    interval_seconds: float | None = Field(default=None, ge=0)
+    interval_seconds: float | None = Field(default=None, ge=0, le=YEARS)
     at_end: StrictBool = True
 
 
@@ -83,9 +86,18 @@ class FailurePolicy(Model):
 class Timeouts(Model):
     """Watchdogs in seconds, 0 is off; and the grace between SIGTERM and SIGKILL."""
 
-    first_report_seconds: float = Field(default=0.0, ge=0)
-    progress_seconds: float = Field(default=0.0, ge=0)
+    first_report_seconds: float = Field(default=0.0, ge=0, le=YEARS)
+    progress_seconds: float = Field(default=0.0, ge=0, le=YEARS)
     grace_seconds: StrictInt = Field(default=30, ge=1, le=3600)
+
+
+class Variable(Model):
+    """A variable of a container; `valueFrom` is passed on as it is."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: StrictStr = Field(min_length=1, max_length=256)
+    value: StrictStr | None = None
 
 
 class Container(Model):
@@ -93,8 +105,12 @@ class Container(Model):
 
     model_config = ConfigDict(extra="allow")
 
-    name: StrictStr = Field(min_length=1, max_length=63)
+    name: StrictStr = Field(min_length=1, max_length=63, pattern=names.LABEL)
     image: StrictStr = Field(min_length=1, max_length=512)
+    command: list[StrictStr] | None = Field(default=None, max_length=1000)
+    args: list[StrictStr] | None = Field(default=None, max_length=1000)
+    env: list[Variable] | None = Field(default=None, max_length=1000)
+    working_dir: StrictStr | None = Field(default=None, max_length=4096)
 
 
 class PodSpec(Model):
@@ -104,6 +120,8 @@ class PodSpec(Model):
 
     containers: list[Container] = Field(min_length=1, max_length=16)
     restart_policy: Literal["Never"] = "Never"
+    termination_grace_period_seconds: StrictInt | None = Field(default=None, ge=0, le=YEARS)
+    active_deadline_seconds: StrictInt | None = Field(default=None, ge=1, le=YEARS)
 
 
 class TemplateMetadata(Model):

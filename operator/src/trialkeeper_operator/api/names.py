@@ -24,6 +24,8 @@ ANNOTATION_TRAINER = f"{GROUP}/trainer-container"
 EXPERIMENT_NAME = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 EXPERIMENT_NAME_LIMIT = 40  # a pod's name adds index, attempt and rank, and ends at 63
 
+LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"  # how a container may be called
+
 TRIALS_LIMIT = 10_000  # trials of an experiment
 
 # Condition types.

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
 from trialkeeper_operator.api.resource import Model
 
-Scalar = StrictBool | StrictInt | StrictFloat | StrictStr
+WHOLE = 2**53  # beyond it a JSON number need not be what was written, and max - min would overflow in CEL
+REAL = 1e300  # max - min stays finite
+
+# What JSON and the API server can hold, and a variable of the trainer's environment.
+Whole = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
+Text = Annotated[StrictStr, Field(max_length=1024)]
+Scalar = StrictBool | Whole | StrictFloat | Text
 Scale = Literal["Linear", "Log"]
 NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
@@ -16,8 +22,8 @@ NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 class FloatRange(Model):
     """Real numbers from min to max, both included; with `step`, min + k * step."""
 
-    min: float
-    max: float
+    min: float = Field(ge=-REAL, le=REAL)
+    max: float = Field(ge=-REAL, le=REAL)
     scale: Scale = "Linear"
     step: float | None = None
 
@@ -25,8 +31,8 @@ class FloatRange(Model):
 class IntRange(Model):
     """Whole numbers from min to max, both included; min + k * step."""
 
-    min: StrictInt
-    max: StrictInt
+    min: StrictInt = Field(ge=-WHOLE, le=WHOLE)
+    max: StrictInt = Field(ge=-WHOLE, le=WHOLE)
     scale: Scale = "Linear"
     step: StrictInt = 1
 

@@ -25,6 +25,12 @@ class Plan:
     create: int = 0
 
 
+def over(status: ExperimentStatus) -> bool:
+    """Whether the experiment has its verdict."""
+    condition = _condition(status, names.SUCCEEDED)
+    return condition is not None and condition.status != "Unknown"
+
+
 def template_hash(experiment: Experiment) -> str:
     """Of the template as it was accepted; what CEL lets slip through is found by it."""
     text = json.dumps(experiment.spec.template.to_object(), sort_keys=True, separators=(",", ":"))
@@ -42,17 +48,16 @@ def plan(experiment: Experiment, trials: Sequence[Trial], *, limit: int, now: fl
         return Plan(_refused(experiment, status, now))
     status = _accepted(experiment, status.model_copy(update={"template_hash": digest}), now)
     settled = _condition(status, names.SUCCEEDED)
-    if settled is not None and settled.status != "Unknown" and status.active == 0 and len(trials) >= limit:
-        return Plan(status)
-    if settled is not None and settled.status != "Unknown" and settled.reason in names.STOPPING:
+    spent = status.active == 0 and status.trials >= limit
+    if settled is not None and settled.status != "Unknown" and (settled.reason in names.STOPPING or spent):
         return Plan(status)
     reason = _stopping(experiment, trials, settled)
-    if reason is None and len(trials) >= limit and status.active == 0:
+    if reason is None and status.trials >= limit and status.active == 0:
         reason = names.ALL_TRIALS_FINISHED
     if reason is None:
         return Plan(
             _running(status, now, "Running", "trials are running"),
-            max(0, min(experiment.spec.parallelism - status.active, limit - len(trials))),
+            max(0, min(experiment.spec.parallelism - status.active, limit - status.trials)),
         )
     if status.active > 0:
         return Plan(_running(status, now, reason, names.STOPPING[reason]))
@@ -89,7 +94,9 @@ def _counted(experiment: Experiment, trials: Sequence[Trial]) -> ExperimentStatu
     return experiment.status.model_copy(
         update={
             "observed_generation": experiment.generation,
-            "trials": len(trials),
+            # Every index that was ever given out: a trial that somebody deleted is not made again, since its
+            # part of the store belongs to it for ever.
+            "trials": max([experiment.status.trials, *(t.spec.index + 1 for t in trials)]),
             "active": len(trials) - finished,
             "finished": finished,
             "counts": dict(sorted(counts.items())),

@@ -8,6 +8,7 @@ from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.api.times import stamp
 from trialkeeper_operator.api.validate import InvalidObject, check_experiment
 from trialkeeper_operator.decide import experiment as decide
+from trialkeeper_operator.reconcile import snapshot
 from trialkeeper_operator.reconcile.ask import ask, limit
 from trialkeeper_operator.reconcile.ports import AlreadyExists, Conflict, Object
 from trialkeeper_operator.reconcile.world import Outcome, World
@@ -28,9 +29,15 @@ async def reconcile(world: World, name: Name) -> Outcome:
         return None
     trials = world.cache.trials_of(experiment)
     plan = decide.plan(experiment, trials, limit=limit(experiment), now=world.now())
+    status = plan.status.to_object()
+    try:
+        # The snapshot first: once an experiment is called over, nobody may come by again to write it.
+        wait = await snapshot.keep(world, dict(raw), status, over=decide.over(plan.status))
+    except Conflict:
+        return snapshot.INTERVAL
     if plan.status != experiment.status:
         try:
-            await world.put_status(raw, plan.status.to_object())
+            await world.put_status(raw, status)
         except Conflict:
             await world.look(names.EXPERIMENT, name)
             return 0.0
@@ -38,7 +45,7 @@ async def reconcile(world: World, name: Name) -> Outcome:
     for index in range(first, first + plan.create):
         if not await _create(world, experiment, index):
             return NAME_TAKEN
-    return None
+    return wait
 
 
 async def _create(world: World, experiment: Experiment, index: int) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 from trialkeeper.contract import Message
 from trialkeeper_operator.api import names
@@ -17,6 +17,13 @@ from trialkeeper_operator.reconcile.queue import KeyedQueue
 from trialkeeper_operator.state.cache import Cache, Name, name_of
 
 Key = tuple[str, Name]  # kind (Experiment or Trial) and name
+
+
+class Kept(NamedTuple):
+    """The snapshot that was written last, and when the next one is due (seconds since the epoch)."""
+
+    digest: str
+    due: float
 
 
 @dataclass
@@ -30,6 +37,7 @@ class World:
     cache: Cache = field(default_factory=Cache)
     reports: dict[Name, tuple[Message, float]] = field(default_factory=dict)
     live_writes: dict[Name, float] = field(default_factory=dict)
+    snapshots: dict[str, Kept] = field(default_factory=dict)  # by experiment uid
     searches: dict[str, Any] = field(default_factory=dict)  # by experiment uid: what the search keeps, a cache only
     _signatures: dict[str, object] = field(default_factory=dict)
 
@@ -81,6 +89,7 @@ class World:
         elif kind == names.EXPERIMENT:
             self.searches.pop(obj["metadata"]["uid"], None)
             self._signatures.pop(obj["metadata"]["uid"], None)
+            self.snapshots.pop(obj["metadata"]["uid"], None)
 
     async def look(self, kind: str, name: Name) -> Object | None:
         """Read an object live, and let the cache know what was found."""
@@ -106,4 +115,3 @@ class World:
 
 
 Outcome = float | None  # seconds until the next look, None: whenever something happens
-Kind = Literal["Experiment", "Trial"]

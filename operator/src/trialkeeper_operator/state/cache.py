@@ -161,6 +161,10 @@ class Cache:
         parsed = (self._trials.of(raw) for raw in children.values())
         return sorted((t for t in parsed if t is not None), key=lambda t: t.spec.index)
 
+    def raw_children(self, kind: str, owner: str) -> list[Object]:
+        """Objects of a kind by their controller's uid, as they were seen."""
+        return list(self._children.get((kind, owner), {}).values())
+
     def pods_of(self, trial: Trial) -> dict[str, Object]:
         """The pods whose controller is this very Trial, by name."""
         return {name[1]: pod for name, pod in self._children.get((names.POD, trial.uid), {}).items()}

@@ -16,6 +16,8 @@ from typing import Any
 
 SCHEMA_VERSION = 1
 DATA_KEY = "snapshot.json.gz"
+UID_ANNOTATION = "trialkeeper.dev/experiment-uid"
+SHA_ANNOTATION = "trialkeeper.dev/sha256"
 COMPRESSED_LIMIT = 1 << 20  # bytes: what a ConfigMap holds
 UNPACKED_LIMIT = 64 << 20
 
@@ -152,8 +154,8 @@ def config_map(experiment: Mapping[str, Any], data: bytes) -> dict[str, Any]:
             "name": f"{meta['name']}-snapshot",
             "namespace": meta.get("namespace", ""),
             "annotations": {
-                "trialkeeper.dev/experiment-uid": meta.get("uid", ""),
-                "trialkeeper.dev/sha256": hashlib.sha256(data).hexdigest(),
+                UID_ANNOTATION: meta.get("uid", ""),
+                SHA_ANNOTATION: hashlib.sha256(data).hexdigest(),
             },
         },
         "binaryData": {DATA_KEY: base64.b64encode(data).decode()},

@@ -1,0 +1,114 @@
+"""The snapshot's codec: small, stable, whole or refused."""
+
+from __future__ import annotations
+
+import json
+import random
+import zlib
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from builders import experiment, trial
+from trialkeeper_operator.state import snapshot
+from trialkeeper_operator.state.snapshot import SnapshotInvalid, decode, encode
+
+
+def trials(count: int) -> list[dict[str, Any]]:
+    rng = random.Random(1)
+    names = [f"p{i}" for i in range(4)]
+    return [
+        trial(
+            f"exp-{i}",
+            index=i,
+            spec={"parameters": {"lr": rng.random(), **{n: rng.choice([16, 32, 64, 128]) for n in names}}},
+            phase="Succeeded" if i % 9 else "Failed",
+            attempt=1 + i % 3,
+            closed=1 + i % 3,
+            disruptions=i % 3,
+            iteration=20,
+            metrics={"loss": {"last": (x := round(rng.random(), 6)), "min": x, "max": 2.5}},
+            checkpoint={
+                "attempt": 1 + i % 3,
+                "iteration": 20,
+                "key": f"manifests/a00000{1 + i % 3}-i000000000020.json",
+                "time": "t",
+            },
+        )
+        for i in range(count)
+    ]
+
+
+def test_what_is_encoded_is_decoded() -> None:
+    of = experiment()
+    found, rows = decode(encode(of, reversed(trials(20))))
+    assert (found["name"], found["uid"], found["spec"]) == ("exp", "exp-uid", of["spec"])
+    assert [row["spec"]["index"] for row in rows] == list(range(20))
+    for row, original in zip(rows, trials(20), strict=True):
+        assert row["spec"]["parameters"] == original["spec"]["parameters"]
+        assert row["status"]["metrics"] == original["status"]["metrics"]
+        assert row["status"]["phase"] == original["status"]["phase"]
+
+
+def test_equal_input_gives_equal_bytes() -> None:
+    assert encode(experiment(), trials(5)) == encode(experiment(), trials(5))
+
+
+def test_ten_thousand_trials_are_below_300_kib() -> None:
+    size = len(encode(experiment(), trials(10_000)))
+    assert size < 300 * 1024, size
+
+
+def test_no_trials_and_trials_that_never_began() -> None:
+    assert decode(encode(experiment(), []))[1] == []
+    _, rows = decode(encode(experiment(), [trial()]))
+    assert rows[0]["spec"]["index"] == 0
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "cut short"),
+        (b"garbage", "cannot be unpacked"),
+        (encode(experiment(), trials(3))[:-9], "cut short"),
+        (b"x" * (2 << 20), "more than a ConfigMap holds"),
+        (zlib.compress(b"[]", wbits=31), "schemaVersion"),
+        (zlib.compress(b'{"schemaVersion": 2}', wbits=31), "schemaVersion is not 1"),
+        (zlib.compress(b'{"schemaVersion": 1}', wbits=31), "experiment or trials is missing"),
+        (zlib.compress(bytes(80 << 20), wbits=31), "larger than 64 MiB"),
+    ],
+)
+def test_what_is_no_snapshot_is_refused_in_one_sentence(data: bytes, words: str) -> None:
+    with pytest.raises(SnapshotInvalid, match=words):
+        decode(data)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["all", "each", "of", "in", "x"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(["spec", "status", "trials", "experiment"]), JSON)
+def test_garbage_in_any_part_is_refused_or_read_and_never_crashes(part: str, value: Any) -> None:
+    document = json.loads(zlib.decompress(encode(experiment(), trials(2)), wbits=31))
+    document[part] = {**document[part], "phase": value} if isinstance(document[part], dict) else value
+    try:
+        decode(zlib.compress(json.dumps(document).encode(), wbits=31))
+    except SnapshotInvalid:
+        return
+
+
+def test_the_config_map_has_no_owner_and_names_its_experiment() -> None:
+    data = encode(experiment(), [])
+    found = snapshot.config_map(experiment(), data)
+    assert found["metadata"]["name"] == "exp-snapshot"
+    assert "ownerReferences" not in found["metadata"]
+    assert found["metadata"]["annotations"]["trialkeeper.dev/experiment-uid"] == "exp-uid"
