@@ -34,6 +34,7 @@ ENV_TERMINATION_LOG = "TRIALKEEPER_TERMINATION_LOG"  # default /dev/termination-
 ENV_REPORT = "TRIALKEEPER_REPORT"  # where live values go: file:///path of a file to replace
 ENV_GRACE_SECONDS = "TRIALKEEPER_GRACE_SECONDS"  # from SIGTERM to SIGKILL
 ENV_MTBF_SECONDS = "TRIALKEEPER_MTBF_SECONDS"  # mean time between disruptions, as observed
+ENV_HOLD = "TRIALKEEPER_HOLD"  # the drill: iterations, one for each attempt, at which report() waits for the kill
 ENV_RESUME = "TRIALKEEPER_RESUME"  # 1: a plain run resumes from its folder
 
 NOTIFY_FILE = "preempted"  # in the scratch folder: its appearance means what SIGTERM means

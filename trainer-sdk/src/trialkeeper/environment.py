@@ -36,6 +36,7 @@ class Environment:
     termination_log: Path | None
     report_file: Path | None
     mtbf: float
+    hold: int = 0  # the iteration at which this attempt waits for the drill's kill, 0 for none
 
 
 def path_of(url: str) -> Path:
@@ -85,7 +86,13 @@ def read(env: Mapping[str, str]) -> Environment:
         termination_log=Path(env.get(contract.ENV_TERMINATION_LOG, "/dev/termination-log")),
         report_file=path_of(env[contract.ENV_REPORT]) if env.get(contract.ENV_REPORT) else None,
         mtbf=float(env.get(contract.ENV_MTBF_SECONDS, DEFAULT_MTBF)),
+        hold=_hold(env),
     )
+
+
+def _hold(env: Mapping[str, str]) -> int:
+    places = [int(place) for place in env.get(contract.ENV_HOLD, "").split(",") if place]
+    return dict(enumerate(places, 1)).get(int(env[contract.ENV_ATTEMPT]), 0)
 
 
 def _default_scratch() -> str:

@@ -23,6 +23,8 @@ from trialkeeper.saving import Save
 from trialkeeper.store import AlreadyThere, Appender, Missing
 from trialkeeper.store.directory import DirectoryStore
 
+HOLD_LIMIT = 10.0  # seconds that a trainer waits for the drill's kill
+
 _reporter: Reporter | None = None
 _lock = threading.RLock()
 
@@ -246,6 +248,8 @@ class Reporter:
             self._changed["firstReport"] = now
         broken = self._non_finite(flat)
         verdict = None if broken else self._stopped(flat)
+        if self.env.hold == self._iteration:
+            self._await_the_drill()
         leaving = signals.asked_to_go(self.session)
         why = self._why(source, verdict is not None, leaving, moment)
         if callable(source):
@@ -264,6 +268,11 @@ class Reporter:
         # What saving took is not part of the next iteration.
         if saved:
             self._at = time.monotonic()
+
+    def _await_the_drill(self) -> None:
+        """Wait where the drill wants to hit: this iteration is reported and not saved yet."""
+        self._tell(now=True)
+        self.session.await_signal(HOLD_LIMIT)
 
     def _write(self, flat: Mapping[str, float | int], spent: float, now: float) -> None:
         """Append the raw result, in one write, before anything else can go wrong."""

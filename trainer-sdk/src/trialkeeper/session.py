@@ -154,6 +154,12 @@ class Session:
             self.last_words(self.message)
         self.tell()
 
+    def await_signal(self, seconds: float) -> None:
+        """Wait until this process is asked to go, or so many seconds."""
+        deadline = time.monotonic() + seconds
+        while not self.signalled and time.monotonic() < deadline:
+            threading.Event().wait(0.01)
+
     def _at_exit(self) -> None:
         if not self.owner or self._ended:
             return

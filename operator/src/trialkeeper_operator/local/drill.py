@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trialkeeper import contract
 from trialkeeper_operator.local.kubelet import How
 from trialkeeper_operator.local.runner import Request, execute
 
@@ -46,10 +47,23 @@ def experiment(raw: Document, kills: int) -> dict[str, Any]:
     return found
 
 
+def holding(reduced: Document, places: list[tuple[int, How]]) -> dict[str, Any]:
+    """The experiment whose trainer waits at each place until it is hit, however fast it is otherwise."""
+    found: dict[str, Any] = copy.deepcopy(dict(reduced))
+    template, name = found["spec"]["template"]["spec"], found["spec"].get("trainerContainer")
+    container = next(c for c in template["containers"] if name in (None, c["name"]))
+    value = ",".join(str(iteration) for iteration, _ in places)
+    container["env"] = [*(container.get("env") or []), {"name": contract.ENV_HOLD, "value": value}]
+    return found
+
+
 def plan(iterations: int, kills: int, seed: int) -> list[tuple[int, How]]:
-    """(iteration, how) of each kill, spread over a run of so many iterations; half have notice."""
+    """(iteration, how) of each kill, spread over a run of so many iterations; half have notice.
+
+    The first comes after the first checkpoint: before it there is nothing to resume from.
+    """
     rng = random.Random(f"{seed}/drill")
-    places = sorted(rng.sample(range(1, iterations), min(kills, iterations - 1)))
+    places = sorted(rng.sample(range(2, iterations), min(kills, iterations - 2)))
     hows: list[How] = ["SIGKILL", "SIGTERM"]
     return [(place, hows[number % 2]) for number, place in enumerate(places)]
 
@@ -135,8 +149,9 @@ async def carry_out(raw: Document, base: Path, kills: int, seed: int, say: Calla
     if verdict is not None:
         return verdict
     say(f"in peace: {quiet['iterations']} iterations, {metric} {quiet['metrics'].get(metric, {}).get('last')}")
-    kill_plan = {0: plan(quiet["iterations"], kills, seed)}
-    run = await execute(Request(reduced, base, folder / "kills", output="lines", kills=kill_plan))
+    places = plan(quiet["iterations"], kills, seed)
+    request = Request(holding(reduced, places), base, folder / "kills", output="lines", kills={0: places})
+    run = await execute(request)
     disturbed = run.document()["trials"][0]
     rows = curve(Path(quiet["store"])), curve(Path(disturbed["store"]))
     return judge(quiet, disturbed, metric, rows, run.preempter.done)

@@ -107,7 +107,7 @@ class Run:
             kills = draw(trials, request.preempt, seed, expected_iterations(spec)) if request.preempt else {}
         self.preempter = Preempter(kills, trials)
         self.interrupted = False
-        self._due: asyncio.Queue[tuple[Trial, int, Any]] = asyncio.Queue()
+        self._due: asyncio.Queue[tuple[Trial, int, int, How]] = asyncio.Queue()
         self._trials: dict[str, Trial] = {}
         self._experiment: Experiment | None = None
         self._screen: Screen = Lines(None)
@@ -131,15 +131,15 @@ class Run:
             return
         how = self.preempter.due(trial.spec.index, message.attempt, message.iteration)
         if how is not None:
-            self._due.put_nowait((trial, message.attempt, how))
+            self._due.put_nowait((trial, message.attempt, message.iteration, how))
 
     async def _preempt(self) -> None:
         while True:
-            trial, attempt, how = await self._due.get()
+            trial, attempt, iteration, how = await self._due.get()
             pod = names.pod_name(trial.name, attempt)
             if await self.kubelet.preempt(NAMESPACE, pod, how):
                 self.preempter.hit(trial.spec.index)
-                self._screen.line(f"{trial.name} attempt {attempt}: {how} (--preempt)")
+                self._screen.line(f"{trial.name} attempt {attempt} is hit by {how} at iteration {iteration}")
             else:
                 self.preempter.missed(trial.spec.index, attempt)
 

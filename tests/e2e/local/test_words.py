@@ -1,0 +1,80 @@
+"""The words for people: every command and every file in them works as it is written."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from trialkeeper_operator.api.validate import check_experiment
+from trialkeeper_operator.search.check import problems
+
+ROOT = Path(__file__).parents[3]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+
+
+def blocks(page: Path, kind: str) -> Iterator[str]:
+    yield from re.findall(rf"```{kind}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def commands(page: Path) -> Iterator[str]:
+    for block in blocks(page, "sh"):
+        yield from block.strip().splitlines()
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    known = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {c.split()[1] for page in PAGES for c in commands(page) if c.startswith("make ")}
+    assert named
+    assert named <= known
+
+
+def test_make_demo_is_the_command_whose_outcome_is_proved() -> None:
+    assert "trialkeeper run examples/digits.yaml --preempt 6" in (ROOT / "Makefile").read_text()
+
+
+def after(diff: str) -> str:
+    """The file that a diff leads to."""
+    return "".join(line[1:] + "\n" for line in diff.splitlines() if not line.startswith("-"))
+
+
+def before(diff: str) -> str:
+    return "".join(line[1:] + "\n" for line in diff.splitlines() if not line.startswith("+"))
+
+
+@pytest.mark.timeout(200)
+def test_the_readmes_trainer_and_experiment_do_what_the_readme_says(tmp_path: Path) -> None:
+    readme = ROOT / "README.md"
+    (diff,) = blocks(readme, "diff")
+    assert sum(line.startswith(("+", "-")) and len(line) > 1 for line in diff.splitlines()) <= 20
+    (tmp_path / "before.py").write_text(before(diff))
+    (tmp_path / "train.py").write_text(after(diff))
+    (tmp_path / "my.yaml").write_text(next(blocks(readme, "yaml")))
+    env = {k: v for k, v in os.environ.items() if not k.startswith("TRIALKEEPER_")}
+    env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env["PATH"]])
+    subprocess.run([sys.executable, "before.py"], cwd=tmp_path, check=True, capture_output=True)
+    told = [c for c in commands(readme) if not c.startswith("make ")]
+    assert len(told) == 5
+    for command in told:
+        done = subprocess.run(command, shell=True, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        if command.startswith("trialkeeper drill"):
+            assert "your trainer resumes: 4 kills, 5 attempts" in done.stdout, done.stdout
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_experiment_in_the_words_is_a_good_one(page: Path) -> None:
+    for block in blocks(page, "yaml"):
+        assert problems(check_experiment(yaml.safe_load(block.replace("1e-", "1.0e-")))) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        assert (page.parent / target).exists(), target
