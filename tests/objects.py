@@ -1,7 +1,8 @@
 """The table of good and bad Experiments: what the models say of each, and whether the API server says no, too.
 
 Each entry changes a good object by `path: value`; GONE removes. `both` means that a real API server with our
-CRDs refuses the object as well; `operator` that it lets it in, and the operator says `Accepted=False`.
+CRDs refuses the object as well; `operator` that it lets it in, and the operator says `Accepted=False`; `strict`
+that it refuses it when it is asked to be strict, as kubectl asks.
 """
 
 from __future__ import annotations
@@ -101,6 +102,58 @@ GOOD: dict[str, Changes] = {
     },
     "labels and annotations of pods": {"spec.template.metadata": {"labels": {"team": "a"}, "annotations": {"b": "c"}}},
     "a name of 40 characters": {"metadata.name": "a" * 40},
+    "a name of one letter": {"metadata.name": "a"},
+    "nulls where a field may be absent": {
+        "spec.maxTrials": None,
+        "spec.parallelism": None,
+        "spec.stop": None,
+        "spec.search": None,
+        "spec.objectives[0].target": None,
+        "spec.parameters[0].when": None,
+        "spec.template.metadata": {"labels": None},
+        "spec.template.spec.restartPolicy": None,
+    },
+    "the widest int": {"spec.parameters[1]": {"name": "n", "int": {"min": -(2**53), "max": 2**53}}},
+    "the widest float": {"spec.parameters[1]": {"name": "n", "float": {"min": -1e18, "max": 1e18}}},
+    "a step as large as the range": {"spec.parameters[1]": {"name": "n", "float": {"min": 0, "max": 1, "step": 1}}},
+    "a million steps": {"spec.parameters[1]": {"name": "n", "float": {"min": 0, "max": 1, "step": 0.000001}}},
+    "a condition on a stepped int": {
+        "spec.parameters": [
+            {"name": "layers", "int": {"min": 2, "max": 8, "step": 2}},
+            {**LR, "when": {"parameter": "layers", "in": [4, 8.0]}},
+        ]
+    },
+    "a condition on a condition": {
+        "spec.parameters": [
+            OPTIMIZER,
+            {"name": "n", "int": {"min": 1, "max": 3}, "when": {"parameter": "optimizer", "in": [3, True]}},
+            {**LR, "when": {"parameter": "n", "in": [1]}},
+        ]
+    },
+    "parameters called like kinds and fields": {
+        "spec.parameters": [{"name": n, "fixed": 1} for n in ("float", "int", "bool", "str", "name", "_")]
+    },
+    "a metric to stop at whose name is long": {"spec.stop": {"metrics": {"m" * 256: {"below": 1}}}},
+    "a container with all that we look at": {
+        "spec.template.spec.containers[0]": {
+            "name": "trainer-1",
+            "image": "registry.example/train:1",
+            "command": ["python"],
+            "args": ["train.py", ""],
+            "env": [
+                {"name": "A", "value": ""},
+                {"name": "B", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+            ],
+            "workingDir": "src",
+            "securityContext": {"runAsNonRoot": True},
+        },
+        "spec.template.spec.terminationGracePeriodSeconds": 0,
+        "spec.template.spec.activeDeadlineSeconds": 60,
+    },
+    "everything is off": {
+        "spec.checkpoint": {"frequency": 0, "intervalSeconds": 0, "atEnd": False},
+        "spec.timeouts": {"firstReportSeconds": 0, "progressSeconds": 0},
+    },
 }
 
 BAD: dict[str, Bad] = {
@@ -231,6 +284,48 @@ BAD: dict[str, Bad] = {
         "spec.parameters[0].float.scale",
         "must be Linear or Log, not the text 'log'",
     ),
+    "a kind that is a number": Bad(
+        {"spec.parameters[0]": {"name": "n", "int": 5}}, "spec.parameters[0].int", "must be a mapping, not 5"
+    ),
+    "an int bound that no float can hold": Bad(
+        {"spec.parameters[0]": {"name": "n", "int": {"min": 0, "max": 2**53 + 1}}},
+        "spec.parameters[0].int.max",
+        "must be at most 9007199254740992, not 9007199254740993",
+    ),
+    "a float bound beyond reason": Bad(
+        {"spec.parameters[0].float.min": -2 * 10**18},
+        "spec.parameters[0].float.min",
+        "must be at least -1000000000000000000, not -2000000000000000000",
+    ),
+    "a step that gives millions of values": Bad(
+        {"spec.parameters[0].float": {"min": 0, "max": 1, "step": 1e-7}},
+        "spec.parameters[0].float.step",
+        "step gives more than 1000000 values: make it larger, or leave it out",
+    ),
+    "fixed and null": Bad(
+        {"spec.parameters[0]": {"name": "a", "fixed": None}},
+        "spec.parameters[0]",
+        "needs exactly one of float, int, choice, fixed",
+        "operator",
+    ),
+    "a fixed value without end": Bad(
+        {"spec.parameters[0]": {"name": "a", "fixed": "x" * 1025}},
+        "spec.parameters[0].fixed",
+        "must have at most 1024 characters",
+        "operator",
+    ),
+    "names that differ by case": Bad(
+        {"spec.parameters": [LR, {"name": "LR", "fixed": 1}]},
+        "spec.parameters[1].name",
+        "differs from another parameter's name by case only, and variables of trainers are upper-case",
+        "operator",
+    ),
+    "a choice that is null": Bad(
+        {"spec.parameters[0]": {"name": "c", "choice": {"values": ["a", None]}}},
+        "spec.parameters[0].choice.values[1]",
+        "must be text, a number, true or false, not nothing",
+        "operator",
+    ),
     "no choices": Bad(
         {"spec.parameters[0]": {"name": "c", "choice": {"values": []}}},
         "spec.parameters[0].choice.values",
@@ -260,7 +355,7 @@ BAD: dict[str, Bad] = {
         "operator",
     ),
     "when on itself": Bad(
-        {"spec.parameters[0].when": {"parameter": "lr", "in": [1]}},
+        {"spec.parameters[0]": {**OPTIMIZER, "when": {"parameter": "optimizer", "in": [3]}}},
         "spec.parameters[0].when.parameter",
         "must be declared before the parameter that depends on it",
         "operator",
@@ -270,6 +365,33 @@ BAD: dict[str, Bad] = {
         "spec.parameters[1].when.in[0]",
         "is not one of that parameter's values, so the parameter would never exist",
         "operator",
+    ),
+    "when on an int out of its range": Bad(
+        {
+            "spec.parameters": [
+                {"name": "n", "int": {"min": 1, "max": 3}},
+                {**LR, "when": {"parameter": "n", "in": [7]}},
+            ]
+        },
+        "spec.parameters[1].when.in[0]",
+        "is not one of that parameter's values, so the parameter would never exist",
+        "operator",
+    ),
+    "when on a fixed parameter's other value": Bad(
+        {"spec.parameters": [{"name": "n", "fixed": True}, {**LR, "when": {"parameter": "n", "in": [True, 1]}}]},
+        "spec.parameters[1].when.in[1]",
+        "is not one of that parameter's values, so the parameter would never exist",
+        "operator",
+    ),
+    "when on a float": Bad(
+        {"spec.parameters": [LR, {**OPTIMIZER, "when": {"parameter": "lr", "in": [0.1]}}]},
+        "spec.parameters[1].when.parameter",
+        "is a float, which no condition can hang on: use a choice, int or fixed parameter",
+    ),
+    "when without values": Bad(
+        {"spec.parameters": [OPTIMIZER, {**LR, "when": {"parameter": "optimizer", "in": []}}]},
+        "spec.parameters[1].when.in",
+        "must not be empty",
     ),
     "an unknown algorithm": Bad(
         {"spec.search.algorithm": "Bayes"},
@@ -307,6 +429,18 @@ BAD: dict[str, Bad] = {
         "is not a parameter; there are: lr",
         "operator",
     ),
+    "an enqueued null": Bad(
+        {"spec.enqueue": [{"parameters": {"lr": None}}]},
+        "spec.enqueue[0].parameters.lr",
+        "must be text, a number, true or false, not nothing",
+        "operator",
+    ),
+    "a search's setting that is a mapping": Bad(
+        {"spec.search": {"algorithm": "TPE", "settings": {"int": {"a": 1}}}},
+        "spec.search.settings.int",
+        "must be text, a number, true or false, not a mapping",
+        "operator",
+    ),
     "enqueued names twice": Bad(
         {"spec.enqueue": [{"name": "a", "parameters": {}}, {"name": "a", "parameters": {}}]},
         "spec.enqueue[1].name",
@@ -326,6 +460,26 @@ BAD: dict[str, Bad] = {
     ),
     "a stop rule with no side": Bad(
         {"spec.stop": {"metrics": {"loss": {}}}}, "spec.stop.metrics.loss", "needs exactly one of below, above"
+    ),
+    "a metric without a name to stop at": Bad(
+        {"spec.stop": {"metrics": {"": {"below": 1}}}},
+        "spec.stop.metrics.",
+        "a metric's name has 1 to 256 characters",
+    ),
+    "a metric to stop at whose name is too long": Bad(
+        {"spec.stop": {"metrics": {"m" * 257: {"below": 1}}}},
+        "spec.stop.metrics." + "m" * 257,
+        "a metric's name has 1 to 256 characters",
+    ),
+    "too many metrics to stop at": Bad(
+        {"spec.stop": {"metrics": {f"m{i}": {"below": 1} for i in range(17)}}},
+        "spec.stop.metrics",
+        "has 17 entries, 16 are the limit",
+    ),
+    "a timeout beyond any clock": Bad(
+        {"spec.stop": {"timeoutSeconds": 1e300}},
+        "spec.stop.timeoutSeconds",
+        "must be at most 315360000, not 1e+300",
     ),
     "stop after no iterations": Bad(
         {"spec.stop": {"maxIterations": 0}}, "spec.stop.maxIterations", "must be at least 1, not 0"
@@ -366,6 +520,47 @@ BAD: dict[str, Bad] = {
     "no template": Bad({"spec.template": GONE}, "spec.template", "is missing"),
     "no image": Bad(
         {"spec.template.spec.containers[0].image": GONE}, "spec.template.spec.containers[0].image", "is missing"
+    ),
+    "a container's name that is none": Bad(
+        {"spec.template.spec.containers[0].name": "A b"},
+        "spec.template.spec.containers[0].name",
+        "is 'A b': use lower-case letters, digits and -, and begin and end with a letter or digit",
+    ),
+    "a command that is text": Bad(
+        {"spec.template.spec.containers[0].command": "python t.py"},
+        "spec.template.spec.containers[0].command",
+        "must be a list, not the text 'python t.py'",
+    ),
+    "an argument that is a number": Bad(
+        {"spec.template.spec.containers[0].args": ["--epochs", 3]},
+        "spec.template.spec.containers[0].args[1]",
+        "must be text, not 3",
+    ),
+    "a variable that is a number": Bad(
+        {"spec.template.spec.containers[0].env": [{"name": "A", "value": 1}]},
+        "spec.template.spec.containers[0].env[0].value",
+        "must be text, not 1",
+    ),
+    "variables as a mapping": Bad(
+        {"spec.template.spec.containers[0].env": {"A": "1"}},
+        "spec.template.spec.containers[0].env",
+        "must be a list, not a mapping",
+    ),
+    "a grace that is text": Bad(
+        {"spec.template.spec.terminationGracePeriodSeconds": "30s"},
+        "spec.template.spec.terminationGracePeriodSeconds",
+        "must be a whole number, not the text '30s'",
+    ),
+    "a label that is a number": Bad(
+        {"spec.template.metadata": {"labels": {"str": 1}}},
+        "spec.template.metadata.labels.str",
+        "must be text, not 1",
+    ),
+    "a template's name": Bad(
+        {"spec.template.metadata": {"name": "x"}},
+        "spec.template.metadata.name",
+        "is not a field; there are: labels, annotations",
+        "strict",
     ),
     "a pod that restarts": Bad(
         {"spec.template.spec.restartPolicy": "Always"},
@@ -437,4 +632,63 @@ CHANGES: dict[str, Change] = {
         "can only be appended to",
         "operator",
     ),
+    "another fixed value": Change(
+        {"spec.parameters[0]": {"name": "a", "fixed": 1}},
+        {"spec.parameters[0]": {"name": "a", "fixed": True}},
+        "spec.parameters",
+        FIXED,
+    ),
+    "another choice": Change(
+        {"spec.parameters[0]": OPTIMIZER},
+        {"spec.parameters[0]": {"name": "optimizer", "choice": {"values": ["sgd", "adam", 3, False]}}},
+        "spec.parameters",
+        FIXED,
+    ),
+    "parameters in another order": Change(
+        {"spec.parameters": [LR, OPTIMIZER]}, {"spec.parameters": [OPTIMIZER, LR]}, "spec.parameters", FIXED
+    ),
+    "objectives in another order": Change(
+        {"spec.objectives": [{"metric": "a"}, {"metric": "b"}]},
+        {"spec.objectives": [{"metric": "b"}, {"metric": "a"}]},
+        "spec.objectives",
+        "cannot change but for target: create a new experiment",
+    ),
+    "a default that is written out": Change(
+        {}, {"spec.search.settings": {}, "spec.objectives[0].value": "Last", "spec.onNonFinite": "Stop"}
+    ),
+    "a whole number that gets a fraction of nothing": Change(
+        {"spec.parameters[0].float": {"min": 0, "max": 1}}, {"spec.parameters[0].float": {"min": 0.0, "max": 1.0}}
+    ),
+    "a first setting": Change(
+        {"spec.search": {"algorithm": "TPE"}},
+        {"spec.search": {"algorithm": "TPE", "settings": {"startupTrials": 5}}},
+        "spec.search",
+        FIXED,
+    ),
+    "the trainer is named": Change({}, {"spec.trainerContainer": "trainer"}, "spec.trainerContainer", FIXED),
+    "another command": Change(
+        {}, {"spec.template.spec.containers[0].command": ["python", "u.py"]}, "spec.template", FIXED
+    ),
+    "a node selector": Change({}, {"spec.template.spec.nodeSelector": {"pool": "spot"}}, "spec.template", FIXED),
+    "another node selector": Change(
+        {"spec.template.spec.nodeSelector": {"pool": "spot"}},
+        {"spec.template.spec.nodeSelector": {"pool": "other"}},
+        "spec.template",
+        FIXED,
+    ),
+    "the node selector removed": Change(
+        {"spec.template.spec.nodeSelector": {"pool": "spot"}}, {}, "spec.template", FIXED
+    ),
+    "maxTrials removed": Change({}, {"spec.maxTrials": GONE}, "spec.maxTrials", "can only grow"),
+    "the enqueued ones removed": Change(
+        {"spec.enqueue": [{"parameters": {"lr": 0.01}}]}, {}, "spec.enqueue", "can only be appended to"
+    ),
+    "the enqueued ones in another order": Change(
+        {"spec.enqueue": [{"parameters": {"lr": 0.01}}, {"parameters": {"lr": 0.02}}]},
+        {"spec.enqueue": [{"parameters": {"lr": 0.02}}, {"parameters": {"lr": 0.01}}]},
+        "spec.enqueue",
+        "can only be appended to",
+        "operator",
+    ),
+    "a first enqueued one": Change({}, {"spec.enqueue": [{"parameters": {"lr": 0.01}}]}),
 }

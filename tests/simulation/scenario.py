@@ -10,18 +10,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from builders import NOW, experiment
-from faults import Call, Crash, Fault, FaultyCluster
+from faults import Call, Crash, Fault, FaultyCluster, LossySource
 from simulation.invariants import Watcher
 from simulation.trainer import Node, Script
 from trialkeeper_operator.cluster.admission import admission
 from trialkeeper_operator.cluster.memory import Memory
 from trialkeeper_operator.reconcile.loop import Operator
-from trialkeeper_operator.reconcile.ports import Event, Object
+from trialkeeper_operator.reconcile.ports import Object
 
 LIMIT = 3 * 86_400.0  # virtual seconds; a story that is not over by then never ends
 MISHAPS = ("exit", "exception", "os._exit", "nan", "reschedule", "user error", "segfault", "killed")
@@ -41,6 +40,8 @@ class Plot:
     conflict: float
     unavailable: float
     crash: float
+    dropped: float
+    leaders: int
     max_failures: int
 
 
@@ -72,6 +73,8 @@ def draw(seed: int) -> Plot:
         conflict=rng.choice((0.0, 0.0, 0.05)),
         unavailable=rng.choice((0.0, 0.0, 0.05)),
         crash=rng.choice((0.0, 0.0, 0.03)),
+        dropped=rng.choice((0.0, 0.0, 0.1)),
+        leaders=rng.choice((1, 1, 1, 2)),
         max_failures=rng.randint(0, 3),
     )
 
@@ -89,17 +92,6 @@ class Story:
     trace: list[str] = field(default_factory=list)
 
 
-class _Restartable:
-    """A Source that ends with its operator."""
-
-    def __init__(self, memory: Memory) -> None:
-        self._memory = memory
-
-    async def events(self) -> AsyncIterator[Event]:
-        async for event in self._memory.events():
-            yield event
-
-
 async def tell(plot: Plot) -> Story:
     """Live through a plot; must run in a virtual loop."""
     loop = asyncio.get_running_loop()
@@ -113,8 +105,8 @@ async def tell(plot: Plot) -> Story:
     current: list[Operator] = []
 
     def hear(namespace: str, trial: str, message: Any) -> None:
-        if current:
-            current[0].reported(namespace, trial, message)
+        for operator in current:
+            operator.reported(namespace, trial, message)
 
     node = Node(memory, random.Random(f"{plot.seed}/node"), lambda t: plot.scripts[int(t[4:])], hear, now)
     watcher = Watcher(loop.time)
@@ -133,8 +125,9 @@ async def tell(plot: Plot) -> Story:
         """One operator after the other: each lives until it crashes or is restarted."""
         ends = [*plot.restarts, float("inf")]
         while True:
-            operator = Operator(FaultyCluster(memory, fault), _Restartable(memory), now=now, sweep_interval=300.0)
-            current[:] = [operator]
+            source = LossySource(memory, lambda _: rng.random() < plot.dropped)
+            operator = Operator(FaultyCluster(memory, fault), source, now=now, sweep_interval=300.0)
+            current.append(operator)
             while ends[0] <= loop.time():
                 ends.pop(0)
             # A task of its own for each life, so that its crash and our cancellation cannot be taken for each other.
@@ -144,12 +137,13 @@ async def tell(plot: Plot) -> Story:
             finally:
                 life.cancel()
                 await asyncio.wait({life})
+                error = None if life.cancelled() else life.exception()  # collected also when the story is over
             if life.cancelled():
                 watcher.note("operator restarted")
             else:
-                _only_crashes(life.exception())
+                _only_crashes(error)
                 watcher.note("operator crashed")
-            current.clear()
+            current.remove(operator)
             await asyncio.sleep(rng.uniform(0.1, 5.0))
 
     async def disruptions() -> None:
@@ -175,7 +169,7 @@ async def tell(plot: Plot) -> Story:
 
     try:
         async with asyncio.TaskGroup() as tasks:
-            for part in (end(), operators(), node.run(), disruptions()):
+            for part in (end(), *(operators() for _ in range(plot.leaders)), node.run(), disruptions()):
                 tasks.create_task(part)
     except* _Over:
         pass

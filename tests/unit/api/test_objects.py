@@ -58,6 +58,60 @@ def test_all_problems_are_told_at_once() -> None:
     ]
 
 
+# What no file can hold, but a program may give.
+BEYOND_JSON = [
+    ({"spec.parameters[0].float.max": float("inf")}, "spec.parameters[0].float.max", "must be a finite number"),
+    (
+        {"spec.parameters[0]": {"name": "a", "fixed": float("nan")}},
+        "spec.parameters[0].fixed",
+        "must be a finite number",
+    ),
+    (
+        {"spec.parameters[0]": {"name": "a", "fixed": 10**400}},
+        "spec.parameters[0].fixed",
+        f"must be below 9223372036854775808, not 1{'0' * 58}…",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "path", "sentence"), BEYOND_JSON)
+def test_a_number_that_json_cannot_hold_is_refused(changes: Any, path: str, sentence: str) -> None:
+    with pytest.raises(InvalidObject) as refusal:
+        check(changed(changes))
+    assert refusal.value.problems == [Problem(path, sentence)]
+
+
+NAMELESS = [
+    ({}, [("metadata.name", "is missing"), ("spec", "is missing")]),
+    ({"metadata": None, "spec": None}, [("metadata.name", "is missing"), ("spec", "is missing")]),
+    (
+        {"metadata": {"name": 7}, "spec": 1},
+        [("metadata.name", "must be text, not 7"), ("spec", "must be a mapping, not 1")],
+    ),
+    (
+        {"metadata": [], "spec": []},
+        [
+            ("metadata.name", "is missing: metadata must be a mapping, not a list"),
+            ("spec", "must be a mapping, not a list"),
+        ],
+    ),
+    ([], [("", "must be a mapping, not a list")]),
+    (None, [("", "must be a mapping, not nothing")]),
+]
+
+
+@pytest.mark.parametrize(("raw", "expected"), NAMELESS)
+def test_what_is_no_object_at_all_is_refused(raw: Any, expected: list[tuple[str, str]]) -> None:
+    with pytest.raises(InvalidObject) as refusal:
+        check(raw)
+    assert refusal.value.problems == [Problem(*problem) for problem in expected]
+
+
+def test_anything_may_follow_an_object_that_was_never_valid() -> None:
+    never = changed({"spec.parameters": "all of them", "spec.search": {"seed": 7}})
+    assert check(changed({}), never).spec.search.seed == 1
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
@@ -74,3 +128,13 @@ def test_whatever_stands_anywhere_is_taken_or_refused_and_never_crashes(place: s
         check(changed({place: value}))
     except InvalidObject as refusal:
         assert all(problem.sentence for problem in refusal.problems)
+
+
+@settings(max_examples=200, deadline=None)
+@given(JSON, JSON)
+def test_whatever_stands_alone_or_before_is_taken_or_refused_and_never_crashes(whole: Any, before: Any) -> None:
+    with pytest.raises(InvalidObject):
+        check(whole)
+    if isinstance(before, dict):
+        check(changed({}), before)
+        check(changed({}), {**changed({}), "spec": before})

@@ -64,7 +64,7 @@ FILES: dict[str, tuple[str, str]] = {
     ),
     "an alias that nobody defined": (
         GOOD + "  stop: *rules\n",
-        "line 15, column 9: found undefined alias 'rules' (text that begins with * needs quotes)",
+        "line 14, column 9: found undefined alias 'rules' (text that begins with * needs quotes)",
     ),
     "a Python object": (
         GOOD + "  stop: !!python/name:os.system x\n",

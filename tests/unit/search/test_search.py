@@ -198,3 +198,10 @@ def test_one_and_true_and_the_text_one_are_three_values() -> None:
     assert fits(of, {"c": "true"}) == ["c must be one of 1, True, '1'"]
     log = [Asked(i, {"c": c}, "complete", (float(i),)) for i, c in enumerate([1, True, "1", True])]
     assert type(asked(of, "TPE", 10, log)["c"]) in (int, bool, str)
+
+
+def test_a_huge_grid_is_counted_at_once() -> None:
+    many = [{"name": f"c{i}", "choice": {"values": list(range(10))}} for i in range(12)]
+    of = space(*many, {"name": "m", "int": {"min": 1, "max": 4}, "when": {"parameter": "c0", "in": [3]}})
+    assert grid.size(of) == 10**11 * (9 + 4)
+    assert asked(of, "Grid", 10**11 * 13 - 1)["c0"] == 9

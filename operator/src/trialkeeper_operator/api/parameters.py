@@ -9,7 +9,7 @@ from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr
 from trialkeeper_operator.api.resource import Model
 
 WHOLE = 2**53  # beyond it a JSON number need not be what was written, and max - min would overflow in CEL
-REAL = 1e300  # max - min stays finite
+REAL = 1e18  # the API server compares whole numbers with bounds as int64
 
 # What JSON and the API server can hold, and a variable of the trainer's environment.
 Whole = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]

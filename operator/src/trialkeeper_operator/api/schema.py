@@ -15,7 +15,8 @@ from pydantic import BaseModel
 
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.experiment import Experiment, ExperimentSpec, ExperimentStatus
-from trialkeeper_operator.api.rules import EXPERIMENT, TRIAL, Rule
+from trialkeeper_operator.api.rule import Rule
+from trialkeeper_operator.api.rules import EXPERIMENT, TRIAL
 from trialkeeper_operator.api.trial import Trial, TrialSpec, TrialStatus
 
 Schema = dict[str, Any]
@@ -53,6 +54,8 @@ def convert(schema: Schema, definitions: Schema, path: str) -> Schema:
     for bound, kind in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
         if bound in schema:
             found |= {kind: schema[bound], bound: True}
+    if any(abs(found.get(kind, 0)) >= 2**63 for kind in ("minimum", "maximum")):
+        raise NotStructural(f"{path}: a bound beyond int64, which the API server would wrap around")
     if found.get("type") == "integer":
         found["format"] = "int64"
     found |= _contents(schema, definitions, path)

@@ -8,8 +8,11 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-_SCALARS = frozenset({"bool", "int", "float", "str"})
-_PLURAL = {"list": "a list", "dict": "a mapping"}
+from trialkeeper_operator.api import names, parameters
+
+# A value of any type fails once for each of them; the last step of the location says which.
+_BRANCHES = frozenset({"bool", "constrained-int", "float", "constrained-str"})
+_ANY_TYPE = "text, a number, true or false"
 
 
 def path_of(location: Sequence[str | int]) -> str:
@@ -30,7 +33,8 @@ def shown(value: Any) -> str:
         return "a mapping"
     if isinstance(value, (list, tuple)):
         return "a list"
-    return "nothing" if value is None else str(value)[:60]
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def _known(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
@@ -42,17 +46,17 @@ def _known(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
         found = next((f for n, f in here.model_fields.items() if step in (n, f.alias)), None)
         if found is None:
             return []
-        here = _model_in(found.annotation)
+        here = model_in(found.annotation)
     if isinstance(here, type) and issubclass(here, BaseModel):
         return [f.alias or n for n, f in here.model_fields.items()]
     return []
 
 
-def _model_in(annotation: Any) -> Any:
+def model_in(annotation: Any) -> Any:
     """The model inside an annotation: of X, X | None, list[X], dict[str, X]."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((m for inner in get_args(annotation) if (m := _model_in(inner)) is not None), None)
+    return next((m for inner in get_args(annotation) if (m := model_in(inner)) is not None), None)
 
 
 def _misspelt(name: str, known: list[str]) -> str:
@@ -76,6 +80,22 @@ _TYPES = {
 }
 
 
+_PATTERNS = {
+    parameters.NAME: "use letters, digits and _, and begin with a letter or _",
+    names.LABEL: "use lower-case letters, digits and -, and begin and end with a letter or digit",
+}
+_BOUNDS = {
+    "greater_than_equal": ("at least", "ge"),
+    "greater_than": ("above", "gt"),
+    "less_than_equal": ("at most", "le"),
+    "less_than": ("below", "lt"),
+}
+
+
+def _bound(bound: float) -> str:
+    return str(int(bound)) if bound == int(bound) and abs(bound) < 1e20 else f"{bound:g}"
+
+
 def _sentence(error: Any, model: type[BaseModel]) -> str:
     kind, context, value = error["type"], error.get("ctx") or {}, error.get("input")
     location = error["loc"]
@@ -89,36 +109,35 @@ def _sentence(error: Any, model: type[BaseModel]) -> str:
         return "must be a finite number"
     if kind == "literal_error":
         return f"must be {context['expected'].replace(chr(39), '')}, not {shown(value)}"
-    if kind in ("greater_than_equal", "greater_than", "less_than_equal", "less_than"):
-        words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-        word, bound = next((words[k], v) for k, v in context.items() if k in words)
-        return (
-            f"must be {word} {bound:g}, not {value}"
-            if isinstance(bound, float)
-            else f"must be {word} {bound}, not {value}"
-        )
+    if kind in _BOUNDS:
+        word, key = _BOUNDS[kind]
+        return f"must be {word} {_bound(context[key])}, not {shown(value)}"
     if kind in ("too_short", "string_too_short"):
         return (
             "must not be empty" if context.get("min_length") == 1 else f"needs at least {context['min_length']} entries"
         )
     if kind == "too_long":
-        return f"has {context['actual_length']} entries, {context['max_length']} are the limit"
+        return f"has {len(value)} entries, {context['max_length']} are the limit"
     if kind == "string_too_long":
         return f"must have at most {context['max_length']} characters"
     if kind == "string_pattern_mismatch":
-        return f"is {value!r}: use letters, digits and _, and begin with a letter or _"
+        return f"is {value[:60]!r}: {_PATTERNS[context['pattern']]}"
     return str(error["msg"]).lower()
 
 
 def problems(wrong: ValidationError, model: type[BaseModel]) -> list[tuple[str, str]]:
     """(path, sentence) of each error; the branches of a value of any type are one."""
+    errors = wrong.errors(include_url=False)
+    branches: dict[tuple[str | int, ...], set[str | int]] = {}
+    for error in errors:
+        branches.setdefault(error["loc"][:-1], set()).update(error["loc"][-1:])
     found: dict[str, str] = {}
-    for error in wrong.errors(include_url=False):
+    for error in errors:
         location = error["loc"]
-        if len(location) > 1 and location[-1] in _SCALARS and error["type"].endswith(("_type", "finite_number")):
-            found.setdefault(
-                path_of(location[:-1]), f"must be text, a number, true or false, not {shown(error['input'])}"
-            )
-        else:
+        if branches[location[:-1]] != _BRANCHES:
             found.setdefault(path_of(location), _sentence(error, model))
+        elif error["type"].endswith("_type"):
+            found.setdefault(path_of(location[:-1]), f"must be {_ANY_TYPE}, not {shown(error['input'])}")
+        else:  # of the right type, but out of its bounds: that says more
+            found[path_of(location[:-1])] = _sentence(error, model)
     return list(found.items())

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from trialkeeper_operator.api import rules
 from trialkeeper_operator.api.experiment import Experiment
-from trialkeeper_operator.api.rules import Rule
-from trialkeeper_operator.api.sentences import problems, shown
+from trialkeeper_operator.api.rule import Rule, broken
+from trialkeeper_operator.api.sentences import model_in, problems, shown
 from trialkeeper_operator.api.trial import Trial
 
 
@@ -54,16 +55,60 @@ def check_trial(new: Mapping[str, Any], old: Mapping[str, Any] | None = None) ->
 
 
 def _check(model: type[M], declared: tuple[Rule, ...], new: Mapping[str, Any], old: Mapping[str, Any] | None) -> M:
-    name = (new.get("metadata") or {}).get("name") if isinstance(new.get("metadata"), Mapping) else None
-    if not isinstance(name, str) or not name:
-        said = "is missing" if name is None else f"must be text, not {shown(name)}"
-        raise InvalidObject([Problem("metadata.name", said)])
+    if not isinstance(new, Mapping):
+        raise InvalidObject([Problem("", f"must be a mapping, not {shown(new)}")])
+    found = _names(new.get("metadata"))
     try:
-        parsed = model.from_object({k: v for k, v in new.items() if k != "status"})
+        parsed = _parsed(model, new)
     except ValidationError as wrong:
-        raise InvalidObject([Problem(*found) for found in problems(wrong, model)]) from wrong
-    whole = {"metadata": dict(new["metadata"]), "spec": parsed.spec.to_object()}
-    found = [Problem(path, message) for path, message in rules.broken(declared, whole, old)]
+        found += [Problem(*problem) for problem in problems(wrong, model)]
+        raise InvalidObject([p for p in found if p.path != "metadata"]) from wrong
+    if not found:
+        whole = {"metadata": dict(new["metadata"]), "spec": parsed.spec.to_object()}
+        found = [Problem(*problem) for problem in broken(declared, whole, _before(model, old))]
     if found:
         raise InvalidObject(found)
     return parsed
+
+
+def _names(metadata: Any) -> list[Problem]:
+    if metadata is not None and not isinstance(metadata, Mapping):
+        return [Problem("metadata.name", f"is missing: metadata must be a mapping, not {shown(metadata)}")]
+    name = (metadata or {}).get("name")
+    if isinstance(name, str) and name:
+        return []
+    return [Problem("metadata.name", "is missing" if name in (None, "") else f"must be text, not {shown(name)}")]
+
+
+def _parsed(model: type[M], raw: Mapping[str, Any]) -> M:
+    """The object without its status, nulls dropped where the API server drops them."""
+    spec_model = model_in(model.model_fields["spec"].annotation)
+    spec = _without_nulls(raw.get("spec"), spec_model)
+    parts = {"metadata": raw.get("metadata"), "spec": spec}
+    return model.from_object({name: part for name, part in parts.items() if part is not None})
+
+
+def _without_nulls(value: Any, model: Any) -> Any:
+    """A model's part, or a list of them, in which no declared field is null: null is an absent field."""
+    if isinstance(value, list):
+        return [_without_nulls(entry, model) for entry in value]
+    if model is None or not isinstance(value, Mapping):
+        return value
+    known = _known(model)
+    return {k: _without_nulls(v, known.get(k)) for k, v in value.items() if v is not None or k not in known}
+
+
+@cache
+def _known(model: Any) -> dict[str, Any]:
+    """The fields of a model, and the model inside each, if there is one."""
+    return {field.alias or name: model_in(field.annotation) for name, field in model.model_fields.items()}
+
+
+def _before(model: type[M], old: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The old object with its defaults; None if it did not fit, since then anything may follow."""
+    if old is None:
+        return None
+    try:
+        return {"spec": _parsed(model, old).spec.to_object()}
+    except ValidationError:
+        return None

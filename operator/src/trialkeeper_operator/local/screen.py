@@ -13,6 +13,9 @@ from trialkeeper_operator.local.summary import HEAD, row
 Look = Callable[[], tuple[Experiment, Sequence[Trial]] | None]
 
 
+COLUMNS = 7  # of the summary's table: what changes while trials run, and fits into 80 characters
+
+
 class Screen(Protocol):
     """Takes lines; shows the state if it can."""
 
@@ -56,12 +59,12 @@ class Live:
     def _table(self) -> Any:
         from rich.table import Table
 
-        table = Table(*HEAD, box=None, pad_edge=False, header_style="bold")
+        table = Table(*HEAD[:COLUMNS], box=None, pad_edge=False, header_style="bold")
         found = self._look()
         for trial in found[1] if found else ():
             if found is not None:
                 style = {"Running": "bold", "Failed": "red", "Waiting": "yellow"}.get(trial.status.phase, "dim")
-                table.add_row(*row(found[0], trial), style=style)
+                table.add_row(*row(found[0], trial)[:COLUMNS], style=style)
         return table
 
     def line(self, text: str) -> None:

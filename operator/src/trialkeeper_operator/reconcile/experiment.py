@@ -27,8 +27,13 @@ async def reconcile(world: World, name: Name) -> Outcome:
     if experiment is None or problems(experiment):
         await _refuse(world, dict(raw))
         return None
-    trials = world.cache.trials_of(experiment)
-    plan = decide.plan(experiment, trials, limit=limit(experiment), now=world.now())
+    plan = _planned(world, experiment)
+    if decide.over(plan.status) and not decide.over(experiment.status):
+        # The verdict is for good: the cache may have missed a trial, the cluster has not.
+        labels = {names.LABEL_EXPERIMENT: experiment.name}
+        async for trial in world.cluster.list(names.TRIAL, experiment.namespace, labels):
+            world.seen(names.TRIAL, trial)
+        plan = _planned(world, experiment)
     status = plan.status.to_object()
     try:
         # The snapshot first: once an experiment is called over, nobody may come by again to write it.
@@ -46,6 +51,11 @@ async def reconcile(world: World, name: Name) -> Outcome:
         if not await _create(world, experiment, index):
             return NAME_TAKEN
     return wait
+
+
+def _planned(world: World, experiment: Experiment) -> decide.Plan:
+    trials = world.cache.trials_of(experiment)
+    return decide.plan(experiment, trials, limit=limit(experiment), now=world.now())
 
 
 async def _create(world: World, experiment: Experiment, index: int) -> bool:

@@ -18,17 +18,15 @@ def size(space: Space) -> int | None:
 def _count(space: Space, number: int, chosen: Mapping[str, Any]) -> int:
     """Points from parameter `number` on, given the earlier ones' values.
 
-    Without conditions further on the rest is a product, which keeps large grids countable.
+    A parameter that no later condition names is a factor, which keeps large grids countable.
     """
-    rest = space.parameters[number:]
-    if not any(p.when for p in rest):
-        product = 1
-        for parameter in rest:
-            product *= len(values(parameter) or ())
-        return product
-    parameter = rest[0]
+    if number == len(space.parameters):
+        return 1
+    parameter = space.parameters[number]
     if not active(parameter, chosen):
         return _count(space, number + 1, chosen)
+    if not any(p.when and p.when.parameter == parameter.name for p in space.parameters[number + 1 :]):
+        return len(values(parameter) or ()) * _count(space, number + 1, chosen)
     return sum(_count(space, number + 1, {**chosen, parameter.name: v}) for v in values(parameter) or ())
 
 
