@@ -208,6 +208,7 @@ class Reporter:
             self._cannot_write(error)
 
     def _fenced(self, why: str) -> None:
+        session.warn(f"{why}: this process leaves the trial alone")
         self.session.end(contract.END_FENCED, contract.REASON_STALE_ATTEMPT, f"{why}: this one leaves it alone")
         raise StaleAttempt
 
