@@ -12,15 +12,15 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
-from trialkeeper import contract, due, history, manifest, metrics, saving, session, signals, stop
+from trialkeeper import contract, due, metrics, resuming, saving, session, signals, stop
 from trialkeeper.checkpoint import Checkpoint
-from trialkeeper.contract import CheckpointRef, Message, Resumed
-from trialkeeper.errors import CheckpointCorrupt, NotTheOwner, StaleAttempt, TrialPreempted, TrialStopped
+from trialkeeper.contract import CheckpointRef, Message
+from trialkeeper.errors import NotTheOwner, StaleAttempt, TrialPreempted, TrialStopped
 from trialkeeper.manifest import Progress
 from trialkeeper.saving import Save
-from trialkeeper.store import AlreadyThere, Appender, Missing
+from trialkeeper.store import AlreadyThere, Appender
 from trialkeeper.store.directory import DirectoryStore
 
 HOLD_LIMIT = 10.0  # seconds that a trainer waits for the drill's kill
@@ -108,72 +108,31 @@ class Reporter:
     def get_checkpoint(self) -> Checkpoint | None:
         with _lock:
             if not self.session.owner:
-                return self._newest()
+                return resuming.newest(self.store, self.env.attempt)
             if not self._begun:
                 self._begin(asked=True)
                 return self._base
-            return self._newest()
-
-    def _newest(self) -> Checkpoint | None:
-        """The newest whole checkpoint that this attempt may see."""
-        branch = history.visible(self.store.list("manifests/"), history.records(self.store), self.env.attempt)
-        for attempt, iteration in branch:
-            key = contract.manifest_key(attempt, iteration)
-            try:
-                return self._load(key)
-            except (CheckpointCorrupt, Missing, OSError, KeyError, TypeError) as broken:
-                session.warn(f"checkpoint {key} is passed over, an older one is tried: {broken}")
-        return None
-
-    def _load(self, key: str) -> Checkpoint:
-        body = manifest.decode(self.store.get(key))
-        folder = self.store.folder(body["data"])
-        manifest.verify(body, folder)
-        found = Checkpoint(
-            folder,
-            kind=body["kind"],
-            metrics=body["metrics"],
-            iteration=body["iteration"],
-            step=body["step"],
-            attempt=body["attempt"],
-        )
-        found.manifest = body
-        return found
+            return resuming.newest(self.store, self.env.attempt)
 
     def _begin(self, *, asked: bool) -> None:
         """Decide where this attempt begins, claim its number in the store, and say so."""
-        base = self._newest() if asked else None
-        self._begun, self._base = True, base
-        env, attempts = self.env, history.records(self.store)
-        if not asked and history.visible(self.store.list("manifests/"), attempts, env.attempt):
-            session.warn(
-                "get_checkpoint() was not called before the first report(), although there is a checkpoint: "
-                "this attempt starts over"
-            )
-        if any(number > env.attempt for number in attempts):
-            self._fenced("a later attempt of this trial has begun")
-        if base is not None:
-            self._count_on(base)
-        lost, before = history.lost(self.store, attempts, env.attempt, self._iteration)
-        self._claim(base, lost, before, attempts)
-        reference = None
-        if base is not None:
-            key, reported = contract.manifest_key(base.attempt, base.iteration), float(base.manifest["reported"])
-            reference = CheckpointRef(base.attempt, base.iteration, key, reported)
-        self._checkpoint = reference
+        self._begun = True
+        try:
+            begun = resuming.begin(self.store, self.env, asked=asked)
+        except resuming.Superseded as why:
+            self._fenced(str(why))
+        if begun.refusal is not None:
+            self._cannot_write(begun.refusal)
+        self._base, self._checkpoint = begun.base, begun.reference
+        if begun.base is not None:
+            self._count_on(begun.base)
         self._results = self._open_results()
         self._at = self._saved_at = time.monotonic()
         self.session.update(
-            resumed=Resumed(
-                attempt=base.attempt if base else 0,
-                iteration=self._iteration,
-                time=reference.time if reference else time.time(),
-                lostIterations=lost,
-                lostBefore=before,
-            ),
+            resumed=begun.resumed,
             iteration=self._iteration,
             trainedSeconds=self._trained,
-            checkpoint=reference,
+            checkpoint=begun.reference,
             metrics=self._told(),
         )
         self.session.said_running()
@@ -185,29 +144,7 @@ class Reporter:
         self._summaries, self._window = dict(progress.summaries), list(progress.window)
         self._saved_iteration = progress.iteration
 
-    def _claim(
-        self, base: Checkpoint | None, lost: int, before: int, attempts: Mapping[int, Mapping[str, Any]]
-    ) -> None:
-        """Put this attempt's record; one that is there already is ours only if this pod wrote it."""
-        env = self.env
-        record = {
-            "attempt": env.attempt,
-            "podUid": env.pod_uid,
-            "base": contract.manifest_key(base.attempt, base.iteration) if base else None,
-            "continues": True,
-            "time": time.time(),
-            "lostIterations": lost,
-            "lostBefore": before,
-        }
-        try:
-            self.store.put_new(contract.attempt_key(env.attempt), json.dumps(record).encode())
-        except AlreadyThere:
-            if attempts.get(env.attempt, {}).get("podUid") != env.pod_uid:
-                self._fenced(f"attempt {env.attempt} was begun by another pod")
-        except OSError as error:
-            self._cannot_write(error)
-
-    def _fenced(self, why: str) -> None:
+    def _fenced(self, why: str) -> NoReturn:
         session.warn(f"{why}: this process leaves the trial alone")
         self.session.end(contract.END_FENCED, contract.REASON_STALE_ATTEMPT, f"{why}: this one leaves it alone")
         raise StaleAttempt
