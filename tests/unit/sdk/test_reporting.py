@@ -49,6 +49,7 @@ def test_metrics_are_flattened_to_numbers(given: dict[str, Any], flat: dict[str,
         ({"a": {"b": None}}, TypeError, "metric a/b is NoneType 'None': only numbers can be reported"),
         ({"a": np.zeros(3)}, TypeError, "metric a: .* report one number"),
         ({"timestamp": 1}, ValueError, "metric timestamp: this name is set automatically"),
+        ({"n": 10**400}, TypeError, "metric n is a whole number too large"),
         ([1], TypeError, "report\\(\\) takes a dict of metrics, not list"),
     ],
 )
@@ -185,6 +186,30 @@ def test_a_plateau_is_seen_across_a_resume(place: Place) -> None:
     place.run(script + "    if i == 3: os._exit(9)\n")
     place.run(script, 2)
     assert [r["training_iteration"] for r in place.rows(2)] == [5, 6]
+
+
+def test_a_plateau_does_not_stumble_over_what_is_no_number(place: Place) -> None:
+    place.settings |= {"stop": {"plateau": {"results": 3, "grace": 0}}, "onNonFinite": "Continue"}
+    left = place.run("for x in (1, float('nan'), 1, float('inf'), 1, 1): trialkeeper.report({'loss': x})")
+    assert left.end == ("complete", "Plateau")
+    assert len(place.rows()) == 5
+
+
+def test_reports_of_several_threads_are_counted_one_by_one(place: Place) -> None:
+    left = place.run(
+        SAVING
+        + "i = 0\nimport threading\ndef work():\n    for _ in range(25): trialkeeper.report({'loss': 1.0}, checkpoint=save)\n"
+        "ts = [threading.Thread(target=work) for _ in range(4)]\n[t.start() for t in ts]; [t.join() for t in ts]"
+    )
+    assert left.end == ("complete", "")
+    assert [r["training_iteration"] for r in place.rows()] == list(range(1, 101))
+
+
+def test_a_checkpoint_is_reported_once(place: Place) -> None:
+    left = place.run(
+        "c = trialkeeper.Checkpoint.from_dict({'a': 1})\nfor _ in range(2): trialkeeper.report({'loss': 1}, checkpoint=c)"
+    )
+    assert "ValueError: this Checkpoint has been reported already" in left.err
 
 
 def test_non_finite_objectives_may_go_on(place: Place) -> None:

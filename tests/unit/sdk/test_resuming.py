@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainers import PREAMBLE, SAVING, Place
-from trialkeeper import contract, history, manifest
+from trialkeeper import contract, environment, history, manifest, saving
 from trialkeeper.errors import CheckpointCorrupt
+from trialkeeper.store.directory import DirectoryStore
 
 UNTIL = "for i in range(start, 9):\n    trialkeeper.report({'loss': 1.0 / (i + 1)}, checkpoint=save)\n"
 KILLED_AT = UNTIL + "    if trialkeeper.get_context().attempt == 1 and i == 4: os.kill(os.getpid(), 9)\n"
@@ -194,3 +195,63 @@ def test_the_newest_whole_checkpoint_of_the_highest_attempts_branch_is_visible(s
             manifests.add(contract.manifest_key(current - 1, iteration + 50))
         found = history.visible(manifests, attempts, current)
         assert (contract.manifest_key(*found[0]) if found else None) == best
+
+
+def test_an_unreadable_attempt_record_costs_no_checkpoint(place: Place) -> None:
+    place.run(SAVING + KILLED_AT)
+    (place.store / "attempts" / "000002.json").write_text("{")
+    left = place.run(SAVING + UNTIL, 3)
+    assert [row["training_iteration"] for row in place.rows(3)] == [6, 7, 8, 9]
+    assert left.last is not None
+    assert left.last.resumed is not None
+    assert left.last.resumed.lostIterations == 0
+
+
+def test_a_stop_rule_that_holds_at_the_base_ends_the_attempt_at_once(place: Place) -> None:
+    place.run(SAVING + KILLED_AT)
+    place.settings["stop"] = {"maxIterations": 5}
+    left = place.run(SAVING + UNTIL, 2)
+    assert left.end == ("complete", "MaxIterations")
+    assert place.rows(2) == []
+
+
+def test_results_are_durable_before_the_manifest_and_the_fence_is_looked_at_before_both(tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    class Spy(DirectoryStore):
+        def take(self, folder: Path, key: str) -> None:
+            calls.append("take")
+            super().take(folder, key)
+
+        def list(self, prefix: str) -> list[str]:
+            calls.append(f"list {prefix}")
+            return super().list(prefix)
+
+        def put_new(self, key: str, data: bytes) -> None:
+            calls.append(f"put {key[:9]}")
+            super().put_new(key, data)
+
+    class Results:
+        def write(self, line: bytes) -> None:
+            calls.append("write")
+
+        def sync(self) -> None:
+            calls.append("sync")
+
+    env = environment.read({"TRIALKEEPER_STORE": tmp_path.as_uri(), "TRIALKEEPER_ATTEMPT": "1"})
+    folder = tmp_path / "made"
+    folder.mkdir()
+    (folder / "w").write_text("w")
+    progress = manifest.Progress(1, None, 0.0, {}, ())
+    saving.commit(
+        Spy(tmp_path / "trial"),
+        env,
+        folder,
+        kind="directory",
+        why="periodic",
+        progress=progress,
+        metrics={},
+        reported=0.0,
+        results=Results(),
+    )
+    assert calls == ["take", "list attempts/", "sync", "put manifests"]

@@ -53,6 +53,21 @@ ENDS = {
         143,
         ("preempted", ""),
     ),
+    "asked to go, with a handler of its own from before": (
+        "signal.signal(15, lambda *_: sys.exit(143))\ntrialkeeper.report({'loss': 1.0}); os.kill(os.getpid(), 15)",
+        143,
+        ("preempted", ""),
+    ),
+    "asked to go, with a handler of its own from afterwards": (
+        "trialkeeper.report({'loss': 1.0}); signal.signal(15, lambda *_: sys.exit(0)); os.kill(os.getpid(), 15)",
+        0,
+        ("preempted", ""),
+    ),
+    "a name that is no text": (
+        "trialkeeper.report({'loss': 1}); raise OSError('caf\\udce9')",
+        1,
+        ("error", "Exception"),
+    ),
     "asked to go, and left by itself": (
         "trialkeeper.report({'loss': 1.0}); os.kill(os.getpid(), 15); sys.exit(0)",
         0,

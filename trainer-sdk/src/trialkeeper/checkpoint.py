@@ -51,7 +51,7 @@ class Checkpoint:
 
         :raises NotADirectoryError: if it is no folder.
         """
-        folder = Path(path)
+        folder = Path(path).resolve()
         if not folder.is_dir():
             raise NotADirectoryError(f"Checkpoint.from_directory: {folder} is no folder")
         return cls(folder, ours=move)

@@ -162,6 +162,11 @@ class Message:
             return None
 
 
+def plain(text: str) -> str:
+    """Text without half surrogates, which JSON carries and nothing else takes."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
@@ -181,7 +186,7 @@ def _count(value: Any) -> int:
 def _string(value: Any, limit: int) -> str:
     if not isinstance(value, str):
         raise ValueError(value)
-    return _cut(value, limit)
+    return _cut(plain(value), limit)
 
 
 def _message(value: dict[str, Any]) -> Message:

@@ -16,7 +16,7 @@ from trialkeeper.store import Missing, Store
 
 
 def records(store: Store) -> dict[int, dict[str, Any]]:
-    """Every attempt's record by number; one that cannot be read counts as one that began from nothing."""
+    """Every attempt's record by number; one that cannot be read is empty, and still fences."""
     found: dict[int, dict[str, Any]] = {}
     for key in store.list("attempts/"):
         number = contract.parse_attempt_key(key)
@@ -46,6 +46,10 @@ def visible(manifests: Iterable[str], attempts: Mapping[int, Mapping[str, Any]],
         seen.add(at)
         own = [m for m in committed if m[0] == at and (bound is None or m[1] <= bound)]
         branch += sorted(own, reverse=True)
+        if at in attempts and not attempts[at]:
+            # Its record cannot be read, so nobody knows its base: the attempt before it is the best guess.
+            at, bound = max((n for n in attempts if n < at), default=0), None
+            continue
         base = _base(attempts.get(at, {}))
         at, bound = base if base is not None else (0, None)
     return branch
@@ -67,11 +71,13 @@ def last_iteration(store: Store, attempt: int) -> int:
 
 def lost(store: Store, attempts: Mapping[int, Mapping[str, Any]], attempt: int, base_iteration: int) -> tuple[int, int]:
     """(iterations of the directly preceding attempt that are done again, the sum of all such statements before)."""
-    before = max((n for n in attempts if n < attempt), default=0)
-    if not before:
-        return 0, 0
-    record = attempts[before]
-    began = _base(record)
-    reached = last_iteration(store, before) or (began[1] if began else 0)
-    earlier = sum(v for f in ("lostIterations", "lostBefore") if isinstance(v := record.get(f), int))
-    return max(0, reached - base_iteration), earlier
+    earlier = sorted((n for n in attempts if n < attempt), reverse=True)
+    reached = 0
+    for number in earlier:
+        record = attempts[number]
+        began = _base(record)
+        reached = max(reached, last_iteration(store, number), began[1] if began else 0)
+        if record:
+            said = sum(v for f in ("lostIterations", "lostBefore") if isinstance(v := record.get(f), int))
+            return max(0, reached - base_iteration), said
+    return max(0, reached - base_iteration), 0

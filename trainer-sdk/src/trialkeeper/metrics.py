@@ -17,6 +17,7 @@ AUTOMATIC = (
     "attempt",
     "hostname",
 )
+LARGEST = 10**308  # a whole number beyond it is no float
 RESERVED = frozenset({*AUTOMATIC, "step"})
 
 
@@ -32,7 +33,7 @@ def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float | i
     for name, value in metrics.items():
         key = f"{prefix}{name}"
         kind = type(value)
-        if kind is float or kind is int:
+        if kind is float or (kind is int and -LARGEST < value < LARGEST):
             flat[key] = value
         elif isinstance(value, Mapping):
             flat.update(flatten(value, f"{key}/"))
@@ -53,11 +54,13 @@ def _number(key: str, value: Any) -> float | int:
             raise TypeError(f"metric {key}: {many}; report one number, for example its mean") from many
     if isinstance(value, bool):
         return int(value)
-    if isinstance(value, (int, float)):
+    if isinstance(value, float) or (isinstance(value, int) and -LARGEST < value < LARGEST):
         return value
+    if isinstance(value, int):
+        raise TypeError(f"metric {key} is a whole number too large for a float: report its logarithm")
     try:
         return float(value.__float__())
-    except (AttributeError, TypeError):
+    except (AttributeError, TypeError, ValueError, OverflowError):
         what = f"{type(value).__name__} {str(value)[:40]!r}"
         raise TypeError(f"metric {key} is {what}: only numbers can be reported") from None
 

@@ -45,7 +45,9 @@ def report(
     :raises ValueError: if a name is taken, `step` decreases, or `save` wrote nothing.
     :raises NotTheOwner: in a worker process.
     """
-    _own("trialkeeper.report()").report(reported, checkpoint, step)
+    reporter = _own("trialkeeper.report()")
+    with _lock:
+        reporter.report(reported, checkpoint, step)
 
 
 def get_checkpoint() -> Checkpoint | None:
@@ -137,6 +139,16 @@ class Reporter:
         )
         self.session.said_running()
         self.session.tell()
+        if begun.base is not None:
+            self._done_already(begun.base)
+
+    def _done_already(self, base: Checkpoint) -> None:
+        """A stop rule may hold already at the base: the kill came between the save and the end, or the rule is new."""
+        values = {k: v for k, v in base.metrics.items() if isinstance(v, (int, float))}
+        verdict = self._stopped(values)
+        if verdict is not None:
+            self.session.end(contract.END_COMPLETE, *verdict)
+            raise TrialStopped(verdict[0])
 
     def _count_on(self, base: Checkpoint) -> None:
         progress = Progress.from_json(base.manifest["progress"])
@@ -192,6 +204,8 @@ class Reporter:
         why = self._why(source, verdict is not None, leaving, moment)
         if callable(source):
             self._save = source
+        if why is not None:
+            self._say()  # a save may fail, and what was reported has been reported
         saved = why is not None and source is not None and not broken and self._commit(source, why, flat, now)
         self._tell(now=first or saved)
         if broken:
@@ -233,7 +247,7 @@ class Reporter:
             if name and name not in flat:
                 self.session.warn_once(f"objective {name}", f"the objective {name!r} is not among the reported metrics")
         plateau = self._rules.plateau
-        if plateau is not None and plateau.metric in flat:
+        if plateau is not None and plateau.metric in flat and math.isfinite(flat[plateau.metric]):
             self._window.append(float(flat[plateau.metric]))
             del self._window[: -plateau.results]
 

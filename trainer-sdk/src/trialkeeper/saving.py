@@ -31,6 +31,8 @@ def staged(source: Checkpoint | Save, scratch: Path) -> tuple[Path, str]:
     folder = parent / f"{os.getpid()}-{os.urandom(4).hex()}"
     parent.mkdir(parents=True, exist_ok=True)
     if isinstance(source, Checkpoint):
+        if not source.path.is_dir():
+            raise ValueError("this Checkpoint has been reported already, or its folder is gone: make a new one")
         if source.ours:
             shutil.move(source.path, folder)
         else:

@@ -163,11 +163,13 @@ class Session:
     def _at_exit(self) -> None:
         if not self.owner or self._ended:
             return
+        from trialkeeper import signals
+
         if self._failure is not None:
             from trialkeeper.failures import describe
 
             self.end(*describe(*self._failure))
-        elif self.signalled:
+        elif self.signalled or signals.came():
             self.end(contract.END_PREEMPTED, text="the trainer left after SIGTERM")
         else:
             if self.before_end is not None:

@@ -346,8 +346,8 @@ def classify(
     finished = state.get("finishedAt")
     return Ending(
         class_=class_,
-        reason=reason[:64],
-        message=message[:1024],
+        reason=contract.plain(reason[:64]),
+        message=contract.plain(message[:1024]),
         exit_code=evidence.exit_code,
         time=finished if isinstance(finished, str) else None,
         said=evidence.said or _plain(evidence, attempt),
