@@ -197,8 +197,8 @@ def test_a_plateau_does_not_stumble_over_what_is_no_number(place: Place) -> None
 
 def test_reports_of_several_threads_are_counted_one_by_one(place: Place) -> None:
     left = place.run(
-        SAVING
-        + "i = 0\nimport threading\ndef work():\n    for _ in range(25): trialkeeper.report({'loss': 1.0}, checkpoint=save)\n"
+        SAVING + "i = 0\nimport threading\ndef work():\n    for _ in range(25):\n"
+        "        trialkeeper.report({'loss': 1.0}, checkpoint=save)\n"
         "ts = [threading.Thread(target=work) for _ in range(4)]\n[t.start() for t in ts]; [t.join() for t in ts]"
     )
     assert left.end == ("complete", "")
@@ -207,7 +207,8 @@ def test_reports_of_several_threads_are_counted_one_by_one(place: Place) -> None
 
 def test_a_checkpoint_is_reported_once(place: Place) -> None:
     left = place.run(
-        "c = trialkeeper.Checkpoint.from_dict({'a': 1})\nfor _ in range(2): trialkeeper.report({'loss': 1}, checkpoint=c)"
+        "c = trialkeeper.Checkpoint.from_dict({'a': 1})\n"
+        "trialkeeper.report({'loss': 1}, checkpoint=c); trialkeeper.report({'loss': 1}, checkpoint=c)"
     )
     assert "ValueError: this Checkpoint has been reported already" in left.err
 
