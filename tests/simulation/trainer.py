@@ -102,7 +102,7 @@ class Node:
                     tasks.create_task(self._pod(self.running[uid]))
                 elif event.type == "DELETED" and run is not None and not run.zombie:
                     run.order.put_nowait("kill")
-                elif event.object["metadata"].get("deletionTimestamp") and run is not None:
+                elif event.object["metadata"].get("deletionTimestamp") and run is not None and not run.zombie:
                     run.order.put_nowait("term")
                     grace = event.object["metadata"]["deletionGracePeriodSeconds"]
                     asyncio.get_running_loop().call_later(grace, run.order.put_nowait, "kill")

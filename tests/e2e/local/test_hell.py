@@ -51,6 +51,7 @@ for i in range(3):
 """,
     "reports 10,000 metrics": "trialkeeper.report({'loss': 1.0, **{f'm/{i}': i for i in range(10_000)}})",
     "a metric with an odd name": "trialkeeper.report({'loss': 0.5, 'val/loss.top-1': 0.25})",
+    "misspells the objective": "trialkeeper.report({'los': 1.0, 'acc': 0.5})",
     "a hundredth of a second": "trialkeeper.report({'loss': 1.0})",
     "raises in the middle": "trialkeeper.report({'loss': 1.0}); raise ValueError('the data is gone')",
     "a segmentation fault": "trialkeeper.report({'loss': 1.0}); os.kill(os.getpid(), signal.SIGSEGV)",
@@ -73,6 +74,7 @@ EXPECTED: dict[str, tuple[str, str, str, int, tuple[str, ...]]] = {
     "deletes its scratch folder": ("Succeeded", "Succeeded", "Completed", 1, ()),
     "reports 10,000 metrics": ("Succeeded", "Succeeded", "Completed", 1, ()),
     "a metric with an odd name": ("Succeeded", "Succeeded", "Completed", 1, ()),
+    "misspells the objective": ("Succeeded", "Succeeded", "Completed", 1, ("objective loss", "acc, los")),
     "a hundredth of a second": ("Succeeded", "Succeeded", "Completed", 1, ()),
     "raises in the middle": ("Failed", "Failed", "Exception", 2, ("ValueError", "the data is gone")),
     "a segmentation fault": ("Failed", "Failed", "Signal", 2, ("signal 11",)),
@@ -122,7 +124,8 @@ def test_it_ends_with_the_right_class_and_a_sentence_that_helps(name: str, tmp_p
     assert (trial["phase"], last["class"], last["reason"], len(trial["attempts"])) == (phase, class_, reason, attempts)
     for word in words:
         assert word in trial["message"], trial["message"]
-    assert document["exit"] == (0 if phase == "Succeeded" else 1)
+    assert document["exit"] == (0 if document["best"] else 1)
+    assert bool(document["best"]) == (phase == "Succeeded" and trial["reason"] != "NoObjective")
     if child.exists():
         assert not alive(int(child.read_text()))
 

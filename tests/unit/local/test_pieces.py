@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+import builders
 from builders import pod
 from trialkeeper_operator.local import environment, gpus
-from trialkeeper_operator.local.drill import judge, plan
+from trialkeeper_operator.local.drill import experiment, in_peace, judge, plan, unheard
 from trialkeeper_operator.local.environment import CannotStart, expand
 from trialkeeper_operator.local.preemption import Preempter, draw, expected_iterations
 
@@ -82,7 +83,7 @@ def test_a_command_is_needed_and_a_folder_must_be_there(tmp_path: Path) -> None:
     ("text", "ids"), [("2", ["0", "1"]), ("0", []), ("0,3", ["0", "3"]), ("GPU-a,GPU-b", ["GPU-a", "GPU-b"])]
 )
 def test_gpus_are_a_number_or_a_list(text: str, ids: list[str]) -> None:
-    assert gpus.parse(text) == ids
+    assert gpus.parse(text, {}) == ids
 
 
 @pytest.mark.parametrize(("trials", "kills"), [(8, 6), (8, 8), (3, 7), (1, 4), (5, 0)])
@@ -107,7 +108,33 @@ def test_a_trial_that_ends_first_passes_its_kill_on() -> None:
     preempter.missed(1, 1)
     assert preempter.due(1, 1, 6) == "SIGKILL"
     preempter.hit(1)
+    assert (preempter.done, preempter.left) == (0, 0)
+    preempter.ended(1, by_us=True)
     assert (preempter.done, preempter.left) == (1, 0)
+
+
+def test_a_kill_that_came_too_late_is_passed_on() -> None:
+    preempter = Preempter({0: [(2, "SIGTERM")]}, 2)
+    assert preempter.due(0, 1, 2) == "SIGTERM"
+    preempter.hit(0)
+    preempter.ended(0, by_us=False)
+    preempter.over(0)
+    assert preempter.due(1, 1, 2) == "SIGTERM"
+    preempter.hit(1)
+    preempter.over(1)
+    assert (preempter.done, preempter.left) == (0, 0), "nobody is left to take it"
+
+
+def test_kills_of_an_earlier_runner_are_not_repeated() -> None:
+    preempter = Preempter({0: [(2, "SIGTERM")], 1: [(3, "SIGKILL")], 2: [(4, "SIGTERM")]}, 3)
+    preempter.remember(1, 1)
+    preempter.remember(1, 0)
+    assert (preempter.done, preempter.left) == (1, 2)
+    assert preempter.due(1, 2, 9) is None
+    preempter.remember(1, 1)
+    assert (preempter.done, preempter.left) == (2, 1), "one that somebody else had passed on"
+    preempter.remember(2, 5)
+    assert (preempter.done, preempter.left) == (7, 0), "an earlier runner was told of more"
 
 
 @pytest.mark.parametrize(
@@ -167,3 +194,49 @@ def test_what_the_drill_says(starts: list[int], phase: str, found: dict[int, Any
     verdict = judge({}, killed, "loss", (PEACE, found), 1)
     assert verdict.resumes is resumes
     assert words in verdict.sentence
+
+
+FINE = {
+    "phase": "Succeeded",
+    "iterations": 9,
+    "metrics": {"loss": {"last": 1}},
+    "checkpoint": "c",
+    "message": "m",
+    "log": "l",
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"phase": "Failed", "message": "code 3"}, "does not run to its end here: code 3 (output: l)"),
+        ({"iterations": 0}, "never calls trialkeeper.report()"),
+        ({"metrics": {"acc": {}, "f1": {}}}, "never reports the objective loss: its metrics are acc, f1"),
+        ({"metrics": {}}, "its metrics are none that is a finite number"),
+        ({"checkpoint": None}, "reports without a checkpoint"),
+        ({"iterations": 2}, "reports only 2 times"),
+    ],
+)
+def test_what_the_undisturbed_run_says_already(changed: dict[str, Any], words: str) -> None:
+    assert in_peace(FINE, "loss") is None
+    verdict = in_peace(FINE | changed, "loss")
+    assert verdict is not None
+    assert not verdict.resumes
+    assert words in verdict.sentence
+
+
+def test_a_trainer_that_does_not_hear_sigterm_is_told_of_it() -> None:
+    attempts = [{"exitCode": 137}, {"exitCode": 143}, {"exitCode": 0}]
+    assert unheard(attempts, [(2, "SIGKILL"), (3, "SIGTERM")]) == ""
+    assert "without a shell or a pipe" in unheard(attempts, [(2, "SIGTERM"), (3, "SIGTERM")])
+
+
+def test_a_drill_is_one_short_trial_that_always_saves() -> None:
+    raw = builders.experiment(
+        enqueue=[{"parameters": {"lr": 0.01}}, {"parameters": {"lr": 0.02}}], stop={"maxIterations": 99}
+    )
+    spec = experiment(raw, 6)["spec"]
+    assert (spec["maxTrials"], spec["parallelism"], len(spec["enqueue"])) == (1, 1, 1)
+    assert (spec["checkpoint"], spec["stop"]["maxIterations"]) == ({"frequency": 1}, 18)
+    assert raw["spec"]["maxTrials"] == 4, "the experiment itself stays as it is"
+    assert experiment(builders.experiment(stop={"maxIterations": 5}), 4)["spec"]["stop"]["maxIterations"] == 5

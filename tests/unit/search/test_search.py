@@ -1,10 +1,11 @@
-"""The search: suggestions fit their space, depend on nothing but their arguments, and get better."""
+"""The search: suggestions fit their space and depend on nothing but their arguments."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import statistics
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -12,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trialkeeper_operator.api.parameters import Parameter
-from trialkeeper_operator.search import grid
-from trialkeeper_operator.search.question import Asked, Question, SearchExhausted
-from trialkeeper_operator.search.space import Space, fits
+from trialkeeper_operator.search.question import Asked, Question, Suggestion
+from trialkeeper_operator.search.space import Space, at, count, fits, nth, where
 from trialkeeper_operator.search.suggest import suggest, with_given
 
 
@@ -117,74 +117,6 @@ def test_sobol_goes_on_where_it_was_and_repeats_nothing() -> None:
     assert max(b - a for a, b in itertools.pairwise(spread)) < 2 / 64
 
 
-def test_a_grid_has_each_point_once_the_last_fastest() -> None:
-    of = space(
-        {"name": "a", "choice": {"values": ["x", "y"]}},
-        {"name": "b", "int": {"min": 1, "max": 3}, "when": {"parameter": "a", "in": ["x"]}},
-        {"name": "c", "float": {"min": 0, "max": 0.3, "step": 0.1}},
-    )
-    assert grid.size(of) == (3 + 1) * 4
-    points = [asked(of, "Grid", i) for i in range(16)]
-    assert points[:5] == [
-        {"a": "x", "b": 1, "c": 0.0},
-        {"a": "x", "b": 1, "c": 0.1},
-        {"a": "x", "b": 1, "c": 0.2},
-        {"a": "x", "b": 1, "c": 0.3},
-        {"a": "x", "b": 2, "c": 0.0},
-    ]
-    assert points[12] == {"a": "y", "c": 0.0}
-    assert len({repr(p) for p in points}) == 16
-    with pytest.raises(SearchExhausted):
-        asked(of, "Grid", 16)
-    assert grid.size(ALL) is None
-
-
-def objective(parameters: dict[str, Any]) -> float:
-    return float((math.log10(parameters["lr"]) + 3) ** 2 + (parameters["x"] - 0.3) ** 2 * 10)
-
-
-def best(algorithm: str, seed: int) -> float:
-    of = space(LR, {"name": "x", "float": {"min": 0, "max": 1}})
-    log: list[Asked] = []
-    cache: dict[str, Any] = {}
-    for index in range(40):
-        parameters = asked(of, algorithm, index, log, cache, seed)
-        log.append(Asked(index, parameters, "complete", (objective(parameters),)))
-    return min(a.values[0] for a in log if a.values)
-
-
-def test_tpe_finds_better_points_than_random() -> None:
-    ours = statistics.median(best("TPE", seed) for seed in range(5))
-    assert ours < statistics.median(best("Random", seed) for seed in range(5)) / 2
-
-
-def test_a_rebuilt_study_suggests_what_the_kept_one_does() -> None:
-    """Trials run side by side and end in another order; some fail; one was enqueued by a person."""
-    log: list[Asked] = []
-    cache: dict[str, Any] = {}
-    for index in range(30):
-        kept = asked(ALL, "TPE", index, log, cache)
-        assert kept == asked(ALL, "TPE", index, log), index
-        if index == 9:
-            kept = {**kept, "lr": 0.02}
-        log.append(Asked(index, kept, "running"))
-        if index >= 3 and index % 3 == 0:
-            for done in (index - 1, index - 3, index - 2):
-                state = "failed" if done % 7 == 0 else "complete"
-                values = (abs(log[done].parameters["lr"] - 0.01),) if state == "complete" else None
-                log[done] = Asked(done, log[done].parameters, state, values)  # type: ignore[arg-type]
-
-
-def test_four_objectives() -> None:
-    of = space(LR, HIDDEN, directions=("Minimize", "Maximize", "Minimize", "Maximize"))
-    log: list[Asked] = []
-    cache: dict[str, Any] = {}
-    for index in range(15):
-        p = asked(of, "TPE", index, log, cache)
-        log.append(Asked(index, p, "complete", (p["lr"], p["hidden"], -p["lr"], 1.0)))
-    assert fits(of, asked(of, "TPE", 15, log, cache)) == []
-
-
 def test_given_values_are_taken_and_the_rest_is_suggested() -> None:
     suggestion = suggest("Random", Question(ALL, [], 7, 0, {}, {}))
     found = with_given(ALL, {"lr": 0.05, "optimizer": "sgd"}, suggestion).parameters
@@ -196,12 +128,63 @@ def test_one_and_true_and_the_text_one_are_three_values() -> None:
     of = space({"name": "c", "choice": {"values": [1, True, "1"]}})
     assert fits(of, {"c": 1}) == fits(of, {"c": True}) == fits(of, {"c": "1"}) == []
     assert fits(of, {"c": "true"}) == ["c must be one of 1, True, '1'"]
-    log = [Asked(i, {"c": c}, "complete", (float(i),)) for i, c in enumerate([1, True, "1", True])]
-    assert type(asked(of, "TPE", 10, log)["c"]) in (int, bool, str)
 
 
-def test_a_huge_grid_is_counted_at_once() -> None:
-    many = [{"name": f"c{i}", "choice": {"values": list(range(10))}} for i in range(12)]
-    of = space(*many, {"name": "m", "int": {"min": 1, "max": 4}, "when": {"parameter": "c0", "in": [3]}})
-    assert grid.size(of) == 10**11 * (9 + 4)
-    assert asked(of, "Grid", 10**11 * 13 - 1)["c0"] == 9
+@pytest.mark.parametrize(
+    ("value", "clause"), [(math.inf, "a finite number"), (math.nan, "a finite number"), (2.5, "a whole number")]
+)
+def test_a_number_that_is_none_does_not_fit(value: float, clause: str) -> None:
+    of = space({"name": "n", "int": {"min": 1, "max": 9}})
+    assert fits(of, {"n": value}) == [f"n must be {clause}"]
+
+
+def test_given_values_take_the_type_of_their_parameter() -> None:
+    of = space(LR, HIDDEN, {"name": "x", "float": {"min": 0, "max": 2}})
+    found = with_given(of, {"lr": 0.05, "hidden": 64.0, "x": 1}, Suggestion({})).parameters
+    assert [(k, type(v)) for k, v in found.items()] == [("lr", float), ("hidden", int), ("x", float)]
+
+
+@pytest.mark.parametrize("algorithm", ["Random", "Grid"])
+def test_what_needs_no_heavy_package_imports_none(algorithm: str) -> None:
+    program = (
+        "import sys; from trialkeeper_operator.api.parameters import Parameter;"
+        "from trialkeeper_operator.search import check, question, space, suggest;"
+        "p = Parameter.model_validate({'name': 'c', 'choice': {'values': [1, 2]}});"
+        f"suggest.suggest('{algorithm}', question.Question(space.Space((p,)), [], 0, 0, {{}}, {{}}));"
+        "print([m for m in ('optuna', 'scipy', 'numpy') if m in sys.modules])"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True)
+    assert said.stdout == "[]\n"
+
+
+LOGGED = {"name": "n", "int": {"min": 1, "max": 1000, "scale": "Log"}}
+
+
+@pytest.mark.parametrize("parameter", [LR, LOGGED, HIDDEN, MOMENTUM])
+@settings(deadline=None)
+@given(u=st.floats(0, 1))
+def test_a_number_lies_where_it_came_from(parameter: dict[str, Any], u: float) -> None:
+    of = Parameter.model_validate(parameter)
+    value = at(of, u)
+    assert at(of, where(of, value)) == pytest.approx(value, rel=1e-9)
+
+
+STEPPED = {
+    "tenths": ((0.1, 0.7, 0.1), [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]),
+    "an end off the steps": ((0, 1, 0.4), [0.0, 0.4, 0.8]),
+    "below zero": ((-0.3, 0.3, 0.3), [-0.3, 0.0, 0.3]),
+    "tiny": ((1e-7, 3e-7, 1e-7), [1e-7, 2e-7, 3e-7]),
+    "many digits": ((1.23456789012345, 1.234571, 1e-6), [1.23456789012345, 1.23456889012345, 1.23456989012345]),
+    "large with a fraction": ((123456789012.25, 123456789013, 0.25), [123456789012.25 + k / 4 for k in range(4)]),
+    "large": ((1e17, 1e17 + 64, 32), [1e17, 1e17 + 32, 1e17 + 64]),
+}
+
+
+@pytest.mark.parametrize("case", STEPPED)
+def test_stepped_values_are_what_people_would_write(case: str) -> None:
+    (low, high, step), wanted = STEPPED[case]
+    of = space({"name": "x", "float": {"min": low, "max": high, "step": step}})
+    [parameter] = of.parameters
+    found = [nth(parameter, k) for k in range(count(parameter) or 0)]
+    assert found[: len(wanted)] == wanted
+    assert all(fits(of, {"x": value}) == [] for value in found)

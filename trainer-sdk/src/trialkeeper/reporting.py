@@ -99,6 +99,7 @@ class Reporter:
         self._changed: dict[str, Any] = {}
         if current.owner:
             current.before_end, current.last_words = self._save_at_end, self._store_last_words
+            current.refresh = self._refresh
             if env.plain:
                 session.warn(
                     f"no operator: results and checkpoints go to {env.folder} "
@@ -325,6 +326,10 @@ class Reporter:
                 break
             first.setdefault(name, summary)
         return first
+
+    def _refresh(self) -> None:
+        if self._begun and self._changed:
+            self._say()
 
     def _say(self) -> None:
         self.session.update(**self._changed, metrics=self._told())

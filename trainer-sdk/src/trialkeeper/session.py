@@ -62,6 +62,7 @@ class Session:
         self.owner = False
         self.signalled = False
         self.message = Message(attempt=env.attempt, podUid=env.pod_uid, started=time.time(), time=time.time())
+        self.refresh: Callable[[], None] | None = None  # brings `message` up to the last report
         self.before_end: Callable[[], None] | None = None  # what reporting wants done before a complete end
         self.last_words: Callable[[Message], None] | None = None  # what reporting does with the final message
         self._lock_file: int | None = None
@@ -148,6 +149,8 @@ class Session:
         if self._ended or not self.owner:
             return
         self._ended = True
+        if self.refresh is not None:
+            self.refresh()
         self.update(end=end, reason=reason, text=text)
         self._write_termination()
         if self.last_words is not None:

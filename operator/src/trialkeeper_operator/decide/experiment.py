@@ -113,7 +113,8 @@ def best(experiment: Experiment, trials: Sequence[Trial]) -> Best | None:
     """The trial with the best first objective; the lower index among equals."""
     objectives = experiment.spec.objectives
     sign = 1.0 if objectives[0].direction == "Minimize" else -1.0
-    measured = [(v, t) for t in trials if (v := value(objectives[0], t.status)) is not None]
+    sound = (t for t in trials if t.status.phase != "Failed")
+    measured = [(v, t) for t in sound if (v := value(objectives[0], t.status)) is not None]
     if not measured:
         return None
     number, trial = min(measured, key=lambda pair: (sign * pair[0], pair[1].spec.index))
@@ -155,13 +156,13 @@ def _running(status: ExperimentStatus, now: float, reason: str, message: str) ->
 def _finished(
     experiment: Experiment, trials: Sequence[Trial], status: ExperimentStatus, reason: str, now: float
 ) -> ExperimentStatus:
-    succeeded = status.counts.get("Succeeded", 0)
+    succeeded = status.counts.get("Succeeded", 0) if status.best is not None else 0
     verdict: Verdict
     if reason == names.TOO_MANY_FAILED_TRIALS:
         verdict, message = "False", f"{status.counts.get('Failed', 0)} trials failed, more than maxFailedTrials allows"
     elif succeeded == 0 and reason != names.TARGET_REACHED and trials:
         verdict, reason = "False", names.NO_TRIAL_SUCCEEDED
-        message = f"none of {len(trials)} trials succeeded; the last says: {_last_words(trials)}"
+        message = f"none of {len(trials)} trials came to a result; the last says: {_last_words(trials)}"
     else:
         verdict, message = "True", f"{succeeded} of {len(trials)} trials succeeded"
     status = status.model_copy(

@@ -210,7 +210,18 @@ def _without_pod(view: View, now: float) -> Plan:
 def _closed(view: View, status: TrialStatus, ending: Ending, now: float) -> Plan:
     paused = status.intent is not None and status.intent.action == "Pause" and ending.class_ == endings.STOPPED
     closed = ledger.close(status, ending, view.experiment.spec.failure_policy, now, paused=paused)
+    closed = _without_objective(view, closed)
     return Plan(_observed(view, closed), after=0.0)
+
+
+def _without_objective(view: View, status: TrialStatus) -> TrialStatus:
+    """A success that says nothing about the objective: it stays one, and says what is missing."""
+    objective = view.experiment.spec.objectives[0].metric
+    if status.phase != "Succeeded" or not status.metrics or objective in status.metrics:
+        return status
+    known = ", ".join(sorted(status.metrics)[:5])
+    message = f"the trainer never reported the objective {objective}: its metrics are {known}"
+    return status.model_copy(update={"reason": "NoObjective", "message": message})
 
 
 def _intended(intent: Intent | None) -> endings.Verdict | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,9 +41,13 @@ def _checked(file: Path, sets: list[str]) -> tuple[dict[str, Any], Manifest]:
 def _notes(raw: dict[str, Any], notes: tuple[str, ...]) -> None:
     """What of the template means nothing on one machine, said once."""
     spec = raw["spec"]["template"]["spec"]
+    containers, name = spec["containers"], raw["spec"].get("trainerContainer")
+    trainer = next((c for c in containers if c["name"] == name), containers[0])
     ignored = [f for f in ("volumes", "initContainers", "nodeSelector", "tolerations", "affinity") if spec.get(f)]
-    if len(spec["containers"]) > 1:
+    if len(containers) > 1:
         ignored.append("containers beside the trainer")
+    if trainer.get("envFrom"):
+        ignored.append("envFrom (its variables come from your shell)")
     for note in notes:
         click.echo(f"note: {note}", err=True)
     if ignored:
@@ -86,12 +91,14 @@ def run(
 def _run(file: Path, folder: Path, sets: list[str], preempt: int, gpus: str | None, fresh: bool, output: str) -> int:
     from trialkeeper_operator.api.validate import InvalidObject
     from trialkeeper_operator.cluster.journal import JournalCorrupt
+    from trialkeeper_operator.local.definition import RunDiffers
     from trialkeeper_operator.local.gpus import parse
-    from trialkeeper_operator.local.runner import Request, RunBusy, RunDiffers, execute
+    from trialkeeper_operator.local.place import RunBusy
+    from trialkeeper_operator.local.runner import Request, execute
 
     try:
         raw, manifest = _checked(file, sets)
-        ids = tuple(parse(gpus))
+        ids = tuple(parse(gpus, os.environ))
     except InvalidObject as invalid:
         return _complain(file, list(invalid.problems))
     except ValueError as wrong:
@@ -104,6 +111,10 @@ def _run(file: Path, folder: Path, sets: list[str], preempt: int, gpus: str | No
     except (RunBusy, RunDiffers, JournalCorrupt) as refusal:
         click.echo(f"trialkeeper: {refusal}", err=True)
         return BAD_INPUT
+    except OSError as error:
+        what = f"{error.filename}: " if error.filename else ""
+        click.echo(f"trialkeeper: {what}{error.strerror}: mend that, and the same command goes on", err=True)
+        return FAILED
     if done.interrupted:
         click.echo(f"stopped: the same command goes on ({where} has everything)", err=True)
         return INTERRUPTED
@@ -126,12 +137,16 @@ def drill(file: Path, kills: int, seed: int, sets: tuple[str, ...]) -> None:
     without (SIGKILL); then the results of the two are compared.
     """
     from trialkeeper_operator.api.validate import InvalidObject
-    from trialkeeper_operator.local.drill import carry_out
+    from trialkeeper_operator.local.drill import DrillInterrupted, carry_out
 
     try:
         raw, manifest = _checked(file, list(sets))
     except InvalidObject as invalid:
         sys.exit(_complain(file, list(invalid.problems)))
-    verdict = asyncio.run(carry_out(raw, manifest.folder, kills, seed, click.echo))
+    try:
+        verdict = asyncio.run(carry_out(raw, manifest.folder, kills, seed, click.echo))
+    except DrillInterrupted as interrupted:
+        click.echo(f"trialkeeper: {interrupted}", err=True)
+        sys.exit(INTERRUPTED)
     click.echo(verdict.sentence)
     sys.exit(OK if verdict.resumes else FAILED)

@@ -7,7 +7,7 @@ import json
 import math
 import random
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,13 @@ Document = Mapping[str, Any]
 LEAST = 3  # iterations, below which there is nothing to kill between
 LIMIT = 12  # iterations that are enough, or three for each kill if that is more
 TOLERANCE = 1e-6  # relative, between two runs that are to be the same
+
+
+class DrillInterrupted(RuntimeError):
+    """Raised when somebody ends the drill before it has a verdict."""
+
+    def __init__(self) -> None:
+        super().__init__("the drill was interrupted and says nothing about your trainer")
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,8 @@ def experiment(raw: Document, kills: int) -> dict[str, Any]:
     limit = max(LIMIT, 3 * kills)
     stop = spec.get("stop") or {}
     stop["maxIterations"] = min(stop.get("maxIterations") or limit, limit)
+    if spec.get("enqueue"):
+        spec["enqueue"] = spec["enqueue"][:1]
     spec |= {
         "maxTrials": 1,
         "parallelism": 1,
@@ -86,12 +95,15 @@ def _equal(a: Any, b: Any) -> bool:
     return math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=1e-12) if numbers else a == b
 
 
-def in_peace(trial: Document) -> Verdict | None:
+def in_peace(trial: Document, metric: str) -> Verdict | None:
     """What the undisturbed run already says against the trainer."""
     if trial["phase"] != "Succeeded":
         return Verdict(False, f"your trainer does not run to its end here: {trial['message']} (output: {trial['log']})")
     if trial["iterations"] == 0:
         return Verdict(False, "your trainer never calls trialkeeper.report(), so nothing of it can be kept")
+    if metric not in trial["metrics"]:
+        known = ", ".join(sorted(trial["metrics"])[:5]) or "none that is a finite number"
+        return Verdict(False, f"your trainer never reports the objective {metric}: its metrics are {known}")
     if trial["checkpoint"] is None:
         return Verdict(
             False, "your trainer reports without a checkpoint: pass report(..., checkpoint=save) so that it can resume"
@@ -100,6 +112,16 @@ def in_peace(trial: Document) -> Verdict | None:
         said = f"your trainer reports only {trial['iterations']} times: report every epoch, or every n steps"
         return Verdict(False, f"{said}, so that there is something to resume between")
     return None
+
+
+def unheard(attempts: Sequence[Document], places: Sequence[tuple[int, How]]) -> str:
+    """The sentence about a trainer that was still there when the grace after SIGTERM was over; empty if it was not."""
+    if any(a["exitCode"] == 137 for a, (_, how) in zip(attempts, places, strict=False) if how == "SIGTERM"):
+        return (
+            "SIGTERM did not end your trainer before its grace was over, so it saved nothing on notice: "
+            "start it without a shell or a pipe around it, and report more often than the grace is long"
+        )
+    return ""
 
 
 def judge(
@@ -139,19 +161,31 @@ def judge(
 
 
 async def carry_out(raw: Document, base: Path, kills: int, seed: int, say: Callable[[str], None]) -> Verdict:
-    """Run the drill in a temporary folder."""
+    """Run the drill in a temporary folder.
+
+    :raises DrillInterrupted: if somebody ends it before.
+    """
     metric = raw["spec"]["objectives"][0]["metric"]
     reduced = experiment(raw, kills)
     folder = Path(tempfile.mkdtemp(prefix="trialkeeper-drill-"))
     say(f"drill: one trial in peace, then with {kills} kills; everything is in {folder}")
-    quiet = (await execute(Request(reduced, base, folder / "peace"))).document()["trials"][0]
-    verdict = in_peace(quiet)
+    quiet, _ = await _run(Request(reduced, base, folder / "peace"))
+    verdict = in_peace(quiet, metric)
     if verdict is not None:
         return verdict
-    say(f"in peace: {quiet['iterations']} iterations, {metric} {quiet['metrics'].get(metric, {}).get('last')}")
+    say(f"in peace: {quiet['iterations']} iterations, {metric} {quiet['metrics'][metric]['last']:.6g}")
     places = plan(quiet["iterations"], kills, seed)
     request = Request(holding(reduced, places), base, folder / "kills", output="lines", kills={0: places})
-    run = await execute(request)
-    disturbed = run.document()["trials"][0]
+    disturbed, hits = await _run(request)
+    if deaf := unheard(disturbed["attempts"], places):
+        say(f"note: {deaf}")
     rows = curve(Path(quiet["store"])), curve(Path(disturbed["store"]))
-    return judge(quiet, disturbed, metric, rows, run.preempter.done)
+    return judge(quiet, disturbed, metric, rows, hits)
+
+
+async def _run(request: Request) -> tuple[Document, int]:
+    """The one trial of a request, and how many kills it has had."""
+    done = await execute(request)
+    if done.interrupted:
+        raise DrillInterrupted
+    return done.document()["trials"][0], done.preempter.done

@@ -36,7 +36,7 @@ def variables(container: Mapping[str, Any], pod: Mapping[str, Any], shell: Mappi
     values: dict[str, str] = {}
     for entry in container.get("env") or ():
         name = entry["name"]
-        if "valueFrom" in entry:
+        if entry.get("valueFrom") is not None:
             found = _from(name, entry["valueFrom"], pod, shell)
             if found is not None:
                 values[name] = found
@@ -45,7 +45,9 @@ def variables(container: Mapping[str, Any], pod: Mapping[str, Any], shell: Mappi
     return values
 
 
-def _from(name: str, source: Mapping[str, Any], pod: Mapping[str, Any], shell: Mapping[str, str]) -> str | None:
+def _from(name: str, source: Any, pod: Mapping[str, Any], shell: Mapping[str, str]) -> str | None:
+    if not isinstance(source, Mapping) or not all(isinstance(given, Mapping) for given in source.values()):
+        raise CannotStart(f"env {name}: valueFrom takes one reference, for example secretKeyRef: {{name: s, key: k}}")
     for kind in ("secretKeyRef", "configMapKeyRef"):
         reference = source.get(kind)
         if reference:
@@ -121,12 +123,12 @@ def gpus(container: Mapping[str, Any]) -> int:
 
     :raises CannotStart: if that is no number.
     """
-    resources = container.get("resources") or {}
+    resources = container.get("resources")
     for part in ("limits", "requests"):
-        asked = (resources.get(part) or {}).get("nvidia.com/gpu")
+        amounts = resources.get(part) if isinstance(resources, Mapping) else None
+        asked = amounts.get("nvidia.com/gpu") if isinstance(amounts, Mapping) else None
         if asked is not None:
-            try:
-                return int(asked)
-            except ValueError:
-                raise CannotStart(f"resources.{part}.nvidia.com/gpu is {asked!r}, not a whole number") from None
+            if not str(asked).isdecimal():
+                raise CannotStart(f"resources.{part}.nvidia.com/gpu is {asked!r}, not a whole number")
+            return int(asked)
     return 0

@@ -9,70 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
-from trialkeeper import contract
 from trialkeeper.contract import Message
 from trialkeeper_operator.api import names
-from trialkeeper_operator.api.times import stamp
 from trialkeeper_operator.cluster.memory import Memory
-from trialkeeper_operator.local import environment, process
+from trialkeeper_operator.local import environment, podstatus, process
 from trialkeeper_operator.local.environment import CannotStart
 from trialkeeper_operator.local.gpus import Gpus
+from trialkeeper_operator.local.place import Place
+from trialkeeper_operator.local.running import NoRoom, Running, start
 from trialkeeper_operator.reconcile.ports import Conflict, NotFound, Object
 
 NODE = "local"
 REPORT_POLL = 0.1  # seconds
-MESSAGE_LIMIT = 4096  # bytes of a termination message
-LOG_TAIL = 2048  # bytes of the log that stand in for one
+SWEEP_INTERVAL = 1.0  # seconds at least between two looks for what has outlived its trainer
 SHUTDOWN_GRACE = 10.0  # seconds at most for a trainer to save when the runner goes
+PREEMPTED = "trialkeeper run --preempt"  # how the messages of our own kills begin
 
 How = Literal["SIGTERM", "SIGKILL"]
-CannotStartOrOS = (CannotStart, OSError, subprocess.SubprocessError)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where things are: the YAML file's folder, the run's folder, and the shell's variables."""
-
-    base: Path
-    run: Path
-    shell: Mapping[str, str]
-
-    def pod(self, name: str) -> Path:
-        return self.run / "pods" / name
-
-    def log(self, name: str) -> Path:
-        return self.run / "logs" / f"{name}.log"
-
-
-@dataclass
-class Running:
-    """One pod while it is ours. `orders`: grace in seconds until SIGKILL, 0 at once."""
-
-    pod: Object
-    process: subprocess.Popen[bytes] | None = None
-    started: float = 0.0
-    orders: asyncio.Queue[float] = field(default_factory=asyncio.Queue)
-    deadline_passed: bool = False
-    vanished: bool = False  # its object is removed by whoever kills it
-    report_seen: int = 0
-
-    @property
-    def uid(self) -> str:
-        return str(self.pod["metadata"]["uid"])
-
-    @property
-    def name(self) -> str:
-        return str(self.pod["metadata"]["name"])
 
 
 class Kubelet:
@@ -91,12 +48,11 @@ class Kubelet:
         self._memory, self._place, self._now, self._flush = memory, place, now, flush
         self._on_report, self._gpus = on_report, gpus
         self._pods: dict[str, Running] = {}
-        self._started: list[str] = []  # uids of all pods that ran a process
+        self._swept = float("-inf")
         self._stopping = False
         self._empty = asyncio.Event()
         self._empty.set()
-        for folder in ("pods", "logs", "store"):
-            (place.run / folder).mkdir(parents=True, exist_ok=True)
+        place.make()
 
     async def run(self) -> None:
         """Run until cancelled; the pods of a dead runner are ended first."""
@@ -111,73 +67,44 @@ class Kubelet:
                 if event.type == "DELETED":
                     if running is not None and not running.vanished:
                         running.orders.put_nowait(0.0)
-                elif running is None and event.type == "ADDED" and not _terminal(event.object):
+                elif running is None and event.type == "ADDED" and not podstatus.is_terminal(event.object):
                     running = self._pods[meta["uid"]] = Running(event.object)
+                    self._empty.clear()
                     tasks.create_task(self._live(running))
                 elif running is not None and meta.get("deletionTimestamp"):
                     running.orders.put_nowait(float(meta.get("deletionGracePeriodSeconds", 30)))
-                elif running is None and meta.get("deletionTimestamp") and _terminal(event.object):
+                elif running is None and meta.get("deletionTimestamp") and podstatus.is_terminal(event.object):
                     await self._remove(meta["namespace"], meta["name"], meta["uid"])
 
     # One pod's life.
 
     async def _live(self, running: Running) -> None:
-        self._empty.clear()
         try:
-            await self._memory.bind(running.pod["metadata"]["namespace"], running.name, NODE)
-            async with self._gpus.lend(running.uid, self._container(running.pod)) as visible:
-                if self._stopping:
-                    return
-                if not self._start(running, visible):
-                    await self._remove(running.pod["metadata"]["namespace"], running.name, running.uid)
-                    return
+            async with self._gpus.lend(environment.gpus(running.container)) as visible:
+                if self._stopping or not running.orders.empty():
+                    return  # it belongs to no node yet: whoever comes next may begin it, or it is gone already
+                # A pod is bound when it is about to begin, so that one that waits can be deleted at once.
+                running.pod = await self._memory.bind(running.namespace, running.name, NODE)
+                self._flush()  # a process that runs must be known after a reboot
+                running.process = start(running, self._place, visible)
+                running.started = self._now()
                 await self._running(running)
                 code = await self._until_ended(running)
             await self._finish(running, code)
         except NotFound:
             return  # deleted before it began
-        except CannotStartOrOS as error:
-            await self._report_start_error(running, error)
+        except CannotStart as error:
+            await self._ended(running, 128, str(error), reason="StartError")
+        except NoRoom as error:
+            await self._over(running, podstatus.never_started(f"this machine has no room for a process: {error}"))
         finally:
-            if running.process is not None:
-                process.end_group(running.process.pid)
+            if running.process is not None and running.process.returncode is None:
+                process.end(running.process)
             self._pods.pop(running.uid, None)
             if not self._pods:
                 self._empty.set()
-            shutil.rmtree(self._place.pod(running.name), ignore_errors=True)
-
-    def _container(self, pod: Object) -> Mapping[str, Any]:
-        return environment.trainer(pod, (pod["metadata"].get("annotations") or {}).get(names.ANNOTATION_TRAINER))
-
-    def _start(self, running: Running, visible: str | None) -> bool:
-        """Start the trainer; False if the pod has been deleted meanwhile."""
-        if not running.orders.empty():
-            return False
-        pod, place = running.pod, self._place
-        container, folder = self._container(pod), place.pod(running.name)
-        (folder / "scratch").mkdir(parents=True, exist_ok=True)
-        (folder / "termination").touch()
-        shell = {k: v for k, v in place.shell.items() if not k.startswith("TRIALKEEPER_")}
-        own = environment.variables(container, pod, place.shell)
-        given = {
-            contract.ENV_SCRATCH: str(folder / "scratch"),
-            contract.ENV_TERMINATION_LOG: str(folder / "termination"),
-            contract.ENV_REPORT: (folder / "report.json").as_uri(),
-            contract.ENV_STORE: (place.run / "store").as_uri(),
-        }
-        env = shell | own | given
-        env["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), env.get("PATH", os.defpath)])
-        if visible is not None:
-            env["CUDA_VISIBLE_DEVICES"] = visible
-        command = environment.command(container, own)
-        if shutil.which(command[0], path=env["PATH"]) is None and os.sep not in command[0]:
-            raise CannotStart(f"{command[0]}: no such command: install it, or mend template.spec.containers[].command")
-        self._flush()  # a process that runs must be known after a reboot
-        where = environment.folder(container, place.base)
-        running.process = process.start(command, env=env, folder=where, log=place.log(running.name))
-        running.started = self._now()
-        self._started.append(running.uid)
-        return True
+            self._sweep_soon()
+            await asyncio.to_thread(self._place.clear, running.name)  # the disk may take its time
 
     async def _until_ended(self, running: Running) -> int:
         """Wait for the process, and end it when told to: SIGTERM, the grace, SIGKILL."""
@@ -193,6 +120,8 @@ class Kubelet:
                 until = min(kill_at, deadline)
                 timeout = None if until == float("inf") else max(0.0, until - loop.time())
                 await asyncio.wait({end, order}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                if end.done():
+                    break
                 if order.done():
                     grace = order.result()
                     order = asyncio.ensure_future(running.orders.get())
@@ -200,7 +129,7 @@ class Kubelet:
                         process.signal_process(running.process, signal.SIGTERM)
                     kill_at = min(kill_at, loop.time() + grace)
                 if loop.time() >= deadline and kill_at == float("inf"):
-                    running.deadline_passed, kill_at = True, loop.time() + _grace(running.pod)
+                    running.deadline_passed, kill_at = True, loop.time() + podstatus.grace(running.pod)
                     deadline = float("inf")
                     process.signal_process(running.process, signal.SIGTERM)
                 if loop.time() >= kill_at:
@@ -215,63 +144,46 @@ class Kubelet:
 
     async def _running(self, running: Running) -> None:
         assert running.process is not None
-        state = {"running": {"startedAt": stamp(running.started)}}
-        entry = {"name": self._container(running.pod)["name"], "state": state}
-        entry["containerID"] = f"process://{running.process.pid}"
-        await self._say(
-            running, {"phase": "Running", "startTime": stamp(running.started), "containerStatuses": [entry]}
-        )
+        await self._say(running, podstatus.running(running.container["name"], running.process.pid, running.started))
 
     async def _finish(self, running: Running, code: int) -> None:
-        self._read_report(running)
-        reason = "Completed" if code == 0 else "Error"
-        status: dict[str, Any] = {"phase": "Succeeded" if code == 0 else "Failed"}
+        extra: podstatus.Status = {}
         if running.deadline_passed:
-            status = {"phase": "Failed", "reason": "DeadlineExceeded"}
+            extra = {"phase": "Failed", "reason": "DeadlineExceeded"}
         elif self._stopping:
-            status = {"phase": "Failed", "reason": "Terminated"}
-        if self._stopping:
-            status["conditions"] = [_disruption("TerminationByKubelet", "the runner was stopped")]
-        await self._terminated(running, code, reason, self._last_words(running, code), status)
-
-    async def _report_start_error(self, running: Running, error: Exception) -> None:
-        message = str(error)
-        if isinstance(error, OSError):
-            message = f"{error.filename or 'the command'} could not be started: {error.strerror}"
-        await self._terminated(running, 128, "StartError", message, {"phase": "Failed"})
-
-    async def _terminated(self, running: Running, code: int, reason: str, message: str, status: dict[str, Any]) -> None:
-        state: dict[str, Any] = {"exitCode": code, "reason": reason, "finishedAt": stamp(self._now())}
-        state |= {"message": message[:MESSAGE_LIMIT]} if message else {}
-        state |= {"startedAt": stamp(running.started)} if running.started else {}
-        entry = {"name": self._container(running.pod)["name"], "state": {"terminated": state}}
-        stored = await self._say(running, {**status, "containerStatuses": [entry]})
-        if stored is not None and (stored["metadata"].get("deletionTimestamp") or running.vanished):
-            await self._remove(stored["metadata"]["namespace"], running.name, running.uid)
+            extra = {"phase": "Failed", "reason": "Terminated"}
+            extra |= podstatus.disruption("TerminationByKubelet", "the runner was stopped")
+        await self._ended(running, code, self._last_words(running, code), pod=extra)
 
     def _last_words(self, running: Running, code: int) -> str:
-        """The termination message, or the log's tail if there is none and the trainer failed."""
-        with contextlib.suppress(OSError):
-            text = (self._place.pod(running.name) / "termination").read_bytes()[:MESSAGE_LIMIT]
-            if text:
-                return text.decode(errors="replace")
-        policy = self._container(running.pod).get("terminationMessagePolicy")
-        if code != 0 and policy == "FallbackToLogsOnError":
-            with contextlib.suppress(OSError), self._place.log(running.name).open("rb") as log:
-                log.seek(0, os.SEEK_END)
-                log.seek(max(0, log.tell() - LOG_TAIL))
-                return log.read(LOG_TAIL).decode(errors="replace")
-        return ""
+        self._read_report(running)
+        fallback = running.container.get("terminationMessagePolicy") == "FallbackToLogsOnError"
+        return self._place.last_words(running.name, or_log=fallback and code != 0)
 
-    async def _say(self, running: Running, status: dict[str, Any]) -> Object | None:
-        """Put a pod's status over the stored one, which others may have added conditions to."""
+    async def _ended(
+        self, running: Running, code: int, message: str, *, reason: str = "", pod: podstatus.Status | None = None
+    ) -> None:
+        """Say that the container has ended, for this reason, and what there is to say about the `pod` besides."""
+        name = running.container["name"]
+        status = podstatus.ended(name, code, message, running.started, self._now(), reason)
+        await self._over(running, status | (pod or {}))
+
+    async def _over(self, running: Running, status: podstatus.Status) -> None:
+        """Say a pod's last word; a pod that somebody has deleted goes with it."""
+        stored = await self._say(running, status)
+        if stored is not None and (stored["metadata"].get("deletionTimestamp") or running.vanished):
+            await self._remove(running.namespace, running.name, running.uid)
+
+    async def _say(self, running: Running, status: podstatus.Status) -> Object | None:
+        """Put a pod's status over the stored one; the first disruption it has had is the one that counts."""
         while True:
-            stored = await self._memory.get(names.POD, running.pod["metadata"]["namespace"], running.name)
+            stored = await self._memory.get(names.POD, running.namespace, running.name)
             if stored is None or stored["metadata"]["uid"] != running.uid:
                 return None
+            known = stored.get("status") or {}
+            first = {"conditions": known["conditions"]} if known.get("conditions") else {}
             with contextlib.suppress(Conflict):
-                merged = {**stored.get("status", {}), **status}
-                return await self._memory.put_status({**stored, "status": merged})
+                return await self._memory.put_status({**stored, "status": known | status | first})
 
     async def _remove(self, namespace: str, name: str, uid: str) -> None:
         with contextlib.suppress(NotFound, Conflict):
@@ -287,35 +199,25 @@ class Kubelet:
                     self._read_report(running)
 
     def _read_report(self, running: Running) -> None:
-        path = self._place.pod(running.name) / "report.json"
-        try:
-            changed = path.stat().st_mtime_ns
-            if changed == running.report_seen:
-                return
-            running.report_seen = changed
-            with path.open("rb") as file:
-                message = Message.decode(file.read(16 << 10))
-        except OSError:
-            return
+        running.report_seen, message = self._place.report(running.name, running.report_seen)
         trial = (running.pod["metadata"].get("labels") or {}).get(names.LABEL_TRIAL)
         if message is not None and trial is not None:
-            self._on_report(running.pod["metadata"]["namespace"], trial, message)
+            self._on_report(running.namespace, trial, message)
 
     # Disruptions.
 
     async def preempt(self, namespace: str, pod: str, how: How) -> bool:
         """Take the node from a pod, with notice (SIGTERM and its grace) or without; False if it does not run."""
-        running = next((r for r in self._pods.values() if r.name == pod and r.process is not None), None)
-        if running is None or running.process is None or running.process.poll() is not None:
+        running = next((r for r in self._pods.values() if (r.namespace, r.name) == (namespace, pod)), None)
+        if running is None or running.process is None or not process.alive(running.process.pid):
             return False
         if how == "SIGTERM":
-            condition = _disruption("EvictionByEvictionAPI", "trialkeeper run --preempt: evicted with notice")
-            await self._say(running, {"conditions": [condition]})
+            await self._say(running, podstatus.disruption("EvictionByEvictionAPI", f"{PREEMPTED}: evicted with notice"))
             with contextlib.suppress(NotFound, Conflict):
                 await self._memory.delete(names.POD, namespace, pod, uid=running.uid)
             return True
-        condition = _disruption("DeletionByPodGC", "trialkeeper run --preempt: the node vanished without notice")
-        await self._say(running, {"conditions": [condition]})
+        message = f"{PREEMPTED}: the node vanished without notice"
+        await self._say(running, podstatus.disruption("DeletionByPodGC", message))
         running.vanished = True
         process.end_group(running.process.pid)
         return True
@@ -324,44 +226,45 @@ class Kubelet:
         """As a node shuts down: every trainer gets SIGTERM and a short grace; returns when all have ended."""
         self._stopping = True
         for running in self._pods.values():
-            running.orders.put_nowait(min(_grace(running.pod), SHUTDOWN_GRACE))
+            running.orders.put_nowait(min(podstatus.grace(running.pod), SHUTDOWN_GRACE))
         await self._empty.wait()
-
-    async def sweep(self) -> None:
-        """End what has left its trainer's process group and lives on, found by its environment."""
-        left = process.of_pods(self._started)
-        await process.end_all([pid for pids in left.values() for pid in pids], 0.0)
 
     def kill(self) -> None:
         """End every trainer at once."""
         for running in self._pods.values():
             running.orders.put_nowait(0.0)
 
+    def _sweep_soon(self) -> None:
+        """End what has left its trainer's process group and lives on, unless that was done a moment ago."""
+        now = asyncio.get_running_loop().time()
+        if now - self._swept >= SWEEP_INTERVAL:
+            self._swept = now
+            process.signal_all(self._outlived(), signal.SIGKILL)
+
+    def _outlived(self) -> list[int]:
+        alive = {running.name for running in self._pods.values()}
+        return [pid for name, pids in process.of_run(self._place.pods).items() if name not in alive for pid in pids]
+
+    async def sweep(self) -> None:
+        """After `run`: end everything that has outlived its trainer, and clear away what is left of its pods."""
+        await process.end_all(self._outlived(), 0.0)
+        self._place.clear_all()
+
     async def _recover(self) -> None:
         """End what a dead runner left running, and say of its pods that their node is gone."""
-        pods = [p async for p in self._memory.list(names.POD) if not _terminal(p)]
-        left = process.of_pods(p["metadata"]["uid"] for p in pods)
-        grace = max((min(_grace(p), SHUTDOWN_GRACE) for p in pods), default=0.0)
-        await process.end_all([pid for pids in left.values() for pid in pids], grace)
+        pods = [p async for p in self._memory.list(names.POD) if not podstatus.is_terminal(p)]
+        # By uid too, since the run's folder may have been moved.
+        left = [
+            *process.of_run(self._place.pods).values(),
+            *process.of_pods(p["metadata"]["uid"] for p in pods).values(),
+        ]
+        grace = max((min(podstatus.grace(p), SHUTDOWN_GRACE) for p in pods), default=0.0)
+        await process.end_all(sorted({pid for pids in left for pid in pids}), grace)
         for pod in pods:
             if not pod["spec"].get("nodeName"):
                 continue  # it never began: it is started like any new pod
             running = Running(pod)
-            condition = _disruption("DeletionByPodGC", "the runner died, and its processes were ended")
-            status = {"phase": "Failed", "conditions": [condition]}
+            gone = podstatus.disruption("DeletionByPodGC", "the runner died, and its processes were ended")
             words = self._last_words(running, 0)
-            self._read_report(running)
-            await self._terminated(running, 137, "ContainerStatusUnknown", words, status)
-            shutil.rmtree(self._place.pod(running.name), ignore_errors=True)
-
-
-def _terminal(pod: Object) -> bool:
-    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
-
-
-def _grace(pod: Object) -> float:
-    return float(pod["spec"].get("terminationGracePeriodSeconds", 30))
-
-
-def _disruption(reason: str, message: str) -> dict[str, str]:
-    return {"type": "DisruptionTarget", "status": "True", "reason": reason, "message": message}
+            await self._ended(running, 137, words, reason="ContainerStatusUnknown", pod=gone)
+        self._place.clear_all()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from trialkeeper_operator.api.experiment import Experiment, Objective
-from trialkeeper_operator.api.trial import Trial
+from trialkeeper_operator.api.times import seconds
+from trialkeeper_operator.api.trial import Trial, TrialStatus
 from trialkeeper_operator.decide import ledger
 from trialkeeper_operator.decide.objective import value
 
@@ -14,7 +15,9 @@ def of_trial(old: Trial | None, new: Trial, objective: Objective, log: str) -> l
     before, now = (old or new).status, new.status
     if old is not None and now.closed > before.closed and now.phase not in ledger.FINAL:
         last = now.history[-1]
-        lines.append(f"{new.name} attempt {last.attempt}: {last.class_} ({last.reason}) at iteration {now.iteration}")
+        lines.append(
+            f"{new.name} attempt {last.attempt}: {last.class_} ({last.reason}) at iteration {now.iteration}{_wait(now)}"
+        )
         if last.class_ not in ("Preempted", "Lost"):
             lines.append(f"  {last.message}; output: {log}")
     begun = now.pod is not None and now.pod.from_iteration is not None
@@ -26,6 +29,14 @@ def of_trial(old: Trial | None, new: Trial, objective: Objective, log: str) -> l
     if now.phase in ledger.FINAL and before.phase not in ledger.FINAL:
         lines += _over(new, objective, log)
     return lines
+
+
+def _wait(status: TrialStatus) -> str:
+    """When the next attempt comes, if that is worth a word."""
+    if status.next_attempt_time is None or not status.history:
+        return ""
+    left = seconds(status.next_attempt_time) - seconds(status.history[-1].end_time)
+    return f"; the next attempt comes in {left:.0f} s" if left >= 1 else ""
 
 
 def _over(trial: Trial, objective: Objective, log: str) -> list[str]:

@@ -42,13 +42,16 @@ def draw(trials: int, kills: int, seed: int, iterations: int | None) -> dict[int
 
 
 class Preempter:
-    """Says when a kill is due. A trial that ends before its kill passes it on to one that is not over."""
+    """Says when a kill is due. It counts once it has ended an attempt: a trial that is through before its kill has
+    done anything passes it on to one that is not over.
+    """
 
     def __init__(self, plan: Mapping[int, list[tuple[int, How]]], trials: int) -> None:
         self._plan = {index: list(times) for index, times in plan.items()}
         self._open = set(range(trials))
         self._hit: set[tuple[int, int]] = set()  # (index, attempt) that has had its kill
-        self.done = 0
+        self._sent: dict[int, tuple[int, How]] = {}  # kills whose attempt has not ended yet
+        self.done = 0  # kills that ended an attempt
 
     def due(self, index: int, attempt: int, iteration: int) -> How | None:
         """How to hit this attempt now, if it is to be hit; an attempt is hit once."""
@@ -59,13 +62,32 @@ class Preempter:
         return times[0][1]
 
     def hit(self, index: int) -> None:
-        """The kill that was due has happened."""
-        self._plan[index].pop(0)
-        self.done += 1
+        """The kill that was due is on its way."""
+        self._sent[index] = self._plan[index].pop(0)
+
+    def ended(self, index: int, *, by_us: bool) -> None:
+        """An attempt has ended, by a kill of ours or by itself; then the kill that was on its way is due again."""
+        sent = self._sent.pop(index, None)
+        if by_us:  # by an earlier runner's, if none of this one's was on its way
+            self.done += 1
+            self._forgive(index, 0 if sent else 1)
+        elif sent is not None:
+            self._plan.setdefault(index, []).insert(0, sent)
 
     def missed(self, index: int, attempt: int) -> None:
         """The kill that was due found nobody; it stays due."""
         self._hit.discard((index, attempt))
+
+    def remember(self, index: int, hits: int) -> None:
+        """A trial has had so many kills from an earlier runner: they are not due again."""
+        self.done += hits
+        self._forgive(index, hits)
+
+    def _forgive(self, index: int, hits: int) -> None:
+        """Take kills that have been out of the plan: this trial's, or one that had been passed on to it."""
+        for _ in range(min(hits, self.left)):
+            giver = index if self._plan.get(index) else next(i for i, times in self._plan.items() if times)
+            self._plan[giver].pop(0)
 
     def over(self, index: int) -> None:
         """A trial has ended: what it has not had goes to another."""
@@ -77,5 +99,5 @@ class Preempter:
 
     @property
     def left(self) -> int:
-        """Kills that have not happened."""
+        """Kills that are not on their way yet."""
         return sum(map(len, self._plan.values()))

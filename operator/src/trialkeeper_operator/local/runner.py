@@ -6,12 +6,11 @@ The journal in the run's folder is the only state. Whatever ends this process, t
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,39 +19,45 @@ from trialkeeper.contract import Message
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.api.trial import Trial
-from trialkeeper_operator.api.validate import InvalidObject
 from trialkeeper_operator.cluster.admission import admission
 from trialkeeper_operator.cluster.journal import Journal, attach
 from trialkeeper_operator.cluster.memory import Memory
 from trialkeeper_operator.decide import ledger
 from trialkeeper_operator.local import narration, summary
+from trialkeeper_operator.local.definition import NAMESPACE, ensure
 from trialkeeper_operator.local.gpus import Gpus
-from trialkeeper_operator.local.kubelet import How, Kubelet, Place
+from trialkeeper_operator.local.kubelet import PREEMPTED, How, Kubelet
+from trialkeeper_operator.local.place import Place, lock
 from trialkeeper_operator.local.preemption import Preempter, draw, expected_iterations
 from trialkeeper_operator.local.screen import Lines, Screen, open_screen
+from trialkeeper_operator.reconcile.ask import limit
 from trialkeeper_operator.reconcile.loop import Operator
-from trialkeeper_operator.reconcile.ports import Conflict, Invalid
 
-NAMESPACE = "default"
 STATUS_INTERVAL = 1.0  # seconds between two journal entries of a trial's live values
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # a person, a machine, a terminal that is closed
 
 
-class RunBusy(RuntimeError):
-    """Raised when another runner has the run's folder."""
+class Diary(logging.FileHandler):
+    """The operator's warnings: into a file, which is there only if there are any, and the first one to people."""
 
-    def __init__(self, folder: Path, owner: str) -> None:
-        super().__init__(f"{folder} is in use by process {owner or '?'}: wait for it, or end it")
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, delay=True)
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self.tell: Callable[[str], None] | None = None
+        self._log = logging.getLogger("trialkeeper_operator")
+        self._log.addHandler(self)
+        self._propagated, self._log.propagate = self._log.propagate, False
 
+    def emit(self, record: logging.LogRecord) -> None:
+        super().emit(record)
+        if self.tell is not None:
+            self.tell(f"trialkeeper: {record.getMessage()} (this and what follows is in {self.baseFilename})")
+            self.tell = None
 
-class RunDiffers(ValueError):
-    """Raised when the file differs from the run in what cannot change."""
-
-    def __init__(self, name: str, refusal: InvalidObject) -> None:
-        lines = "\n".join(f"  {problem}" for problem in refusal.problems)
-        super().__init__(
-            f"experiment {name} has been started with another definition:\n{lines}\n"
-            f"start it anew with --fresh, or give the new one another metadata.name"
-        )
+    def close(self) -> None:
+        self._log.removeHandler(self)
+        self._log.propagate = self._propagated
+        super().close()
 
 
 @dataclass(frozen=True)
@@ -70,47 +75,31 @@ class Request:
     shell: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
 
-def lock(run: Path) -> int:
-    """Take the run's folder for this process; the descriptor holds it.
-
-    :raises RunBusy: if another process has it.
-    """
-    run.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(run / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
-        os.close(descriptor)
-        raise RunBusy(run, owner) from None
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-    return descriptor
-
-
 class Run:
     """One request while it is carried out."""
 
-    def __init__(self, request: Request, memory: Memory, journal: Journal) -> None:
+    def __init__(self, request: Request, experiment: Experiment, memory: Memory, journal: Journal) -> None:
         self.request, self.memory, self.journal = request, memory, journal
         self.operator = Operator(memory, memory, now=time.time, status_interval=STATUS_INTERVAL)
         place = Place(request.base, request.run, request.shell)
         self.kubelet = Kubelet(
             memory, place, now=time.time, flush=journal.flush, on_report=self._reported, gpus=Gpus(request.gpus)
         )
-        spec = request.raw["spec"]
-        self.name = str(request.raw["metadata"]["name"])
-        trials = spec.get("maxTrials") or 1
-        seed = int((spec.get("search") or {}).get("seed") or 0)
-        kills = request.kills
+        trials, kills = limit(experiment), request.kills
         if kills is None:
-            kills = draw(trials, request.preempt, seed, expected_iterations(spec)) if request.preempt else {}
+            length = expected_iterations(request.raw["spec"])
+            kills = draw(trials, request.preempt, experiment.spec.search.seed, length) if request.preempt else {}
         self.preempter = Preempter(kills, trials)
         self.interrupted = False
         self._due: asyncio.Queue[tuple[Trial, int, int, How]] = asyncio.Queue()
         self._trials: dict[str, Trial] = {}
+        self._unfinished: set[str] = set()
         self._experiment: Experiment | None = None
         self._screen: Screen = Lines(None)
+
+    def say(self, text: str) -> None:
+        """One line for people."""
+        self._screen.line(text)
 
     def look(self) -> tuple[Experiment, list[Trial]] | None:
         """The experiment and its trials as they are now, live values included."""
@@ -120,12 +109,15 @@ class Run:
         return self._experiment, trials
 
     def _live(self, trial: Trial) -> Trial:
+        if trial.status.phase in ledger.FINAL:
+            return trial
         report = self.operator.world.reports.get((NAMESPACE, trial.name))
         status = trial.status if report is None else ledger.heard(trial.status, report[0])
         return trial.model_copy(update={"status": status})
 
     def _reported(self, namespace: str, name: str, message: Message) -> None:
         self.operator.reported(namespace, name, message)
+        self._screen.touch()
         trial = self._trials.get(name)
         if trial is None or message.attempt != trial.status.attempt:
             return
@@ -159,16 +151,25 @@ class Run:
     def _saw_trial(self, new: Trial) -> None:
         old = self._trials.get(new.name)
         self._trials[new.name] = new
+        self._screen.touch()
+        by_us = [entry.message.startswith(PREEMPTED) for entry in new.status.history]
+        if old is None:  # an earlier runner's, with the kills that it has had from it, or a new one
+            self.preempter.remember(new.spec.index, sum(by_us))
+        elif new.status.closed > old.status.closed:
+            self.preempter.ended(new.spec.index, by_us=by_us[-1])
         if self._experiment is not None:
             log = str(self.request.run / "logs" / f"{names.pod_name(new.name, max(new.status.closed, 1))}.log")
             for line in narration.of_trial(old, new, self._experiment.spec.objectives[0], log):
                 self._screen.line(line)
         if new.status.phase in ledger.FINAL:
+            self._unfinished.discard(new.name)
             self.preempter.over(new.spec.index)
+        else:
+            self._unfinished.add(new.name)
 
     def _over(self) -> bool:
         experiment = self._experiment
-        if experiment is None or any(t.status.phase not in ledger.FINAL for t in self._trials.values()):
+        if experiment is None or self._unfinished:
             return False
         verdict = next((c for c in experiment.status.conditions if c.type == names.SUCCEEDED), None)
         return (
@@ -188,7 +189,7 @@ class Run:
                 self.kubelet.kill()
             interrupt.set()
 
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOPPING:
             loop.add_signal_handler(number, interrupted)
         self._screen = open_screen(self.request.output, self.look)
         try:
@@ -196,7 +197,7 @@ class Run:
         finally:
             self._screen.close()
             await self.kubelet.sweep()
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in STOPPING:
                 loop.remove_signal_handler(number)
             self.journal.flush()
 
@@ -222,7 +223,7 @@ class Run:
             await asyncio.wait(everything)
         for task in everything:
             if not task.cancelled() and (error := task.exception()) is not None:
-                raise error
+                raise _first(error)
 
     def document(self) -> dict[str, Any]:
         """What it came to."""
@@ -235,24 +236,14 @@ class Run:
         """The same for people."""
         found = self.look()
         assert found is not None
-        return summary.text(*found, self.document())
+        return summary.text(*found, self.document(), Path.cwd())
 
 
-async def _ensure(memory: Memory, raw: Mapping[str, Any]) -> None:
-    """Create the Experiment, or bring the one of an earlier run up to the file."""
-    name = raw["metadata"]["name"]
-    body = {**raw, "metadata": {**raw["metadata"], "namespace": NAMESPACE}}
-    stored = await memory.get(names.EXPERIMENT, NAMESPACE, name)
-    if stored is None:
-        await memory.create(body)
-        return
-    kept = {k: stored["metadata"][k] for k in ("uid", "resourceVersion")}
-    try:
-        await memory.put({**body, "metadata": {**body["metadata"], **kept}})
-    except (Invalid, Conflict) as refusal:
-        if isinstance(refusal.__cause__, InvalidObject):
-            raise RunDiffers(name, refusal.__cause__) from refusal
-        raise
+def _first(error: BaseException) -> BaseException:
+    """The error that ended a group of tasks: the others followed from it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def execute(request: Request) -> Run:
@@ -261,19 +252,21 @@ async def execute(request: Request) -> Run:
     :raises RunBusy: if another process is at it.
     :raises RunDiffers: if it is another experiment than the one in the journal.
     """
-    logging.getLogger("trialkeeper_operator").addHandler(logging.NullHandler())
     held = lock(request.run)
+    diary = Diary(request.run / "operator.log")
     try:
         path = request.run / "journal.jsonl"
         if request.fresh and path.exists():
             path.rename(path.with_name(f"journal-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.jsonl"))
         memory, journal = attach(path, now=time.time, admit=admission())
         try:
-            await _ensure(memory, request.raw)
-            run = Run(request, memory, journal)
+            experiment = Experiment.from_object(await ensure(memory, request.raw))
+            run = Run(request, experiment, memory, journal)
+            diary.tell = run.say
             await run.carry_out()
             return run
         finally:
             journal.close()
     finally:
+        diary.close()
         os.close(held)

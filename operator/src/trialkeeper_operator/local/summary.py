@@ -9,8 +9,11 @@ from typing import Any
 from trialkeeper import contract
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.experiment import Experiment
+from trialkeeper_operator.api.times import seconds
 from trialkeeper_operator.api.trial import LostWork, Trial
 from trialkeeper_operator.decide.objective import value
+
+FAILURES = 5  # lines about failed trials at the end
 
 
 def document(experiment: Experiment, trials: Sequence[Trial], run: Path, kills: tuple[int, int]) -> dict[str, Any]:
@@ -33,12 +36,19 @@ def document(experiment: Experiment, trials: Sequence[Trial], run: Path, kills: 
         "failures": status.failures,
         "lostWork": _lost(status.lost_work),
         "goodput": status.goodput,
+        "wallSeconds": _wall(experiment),
         "preempted": kills[0],
         "preemptAsked": kills[1],
         "seed": experiment.spec.search.seed,
         "directory": str(run),
         "trials": [_trial(experiment, trial, run) for trial in trials],
     }
+
+
+def _wall(experiment: Experiment) -> float | None:
+    """Seconds from the experiment's start to its end, pauses between two runners included."""
+    start, end = experiment.status.start_time, experiment.status.completion_time
+    return round(seconds(end) - seconds(start), 3) if start and end else None
 
 
 def _lost(lost: LostWork) -> dict[str, Any]:
@@ -127,15 +137,31 @@ def row(experiment: Experiment, trial: Trial) -> tuple[str, ...]:
     )
 
 
-def text(experiment: Experiment, trials: Sequence[Trial], said: dict[str, Any]) -> str:
-    """The summary that a person reads at the end."""
+def duration(seconds: float) -> str:
+    """A time that a person reads."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _near(path: str | None, here: Path) -> str:
+    """A path as one types it in the folder `here`."""
+    if path is None:
+        return "none"
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
+
+
+def text(experiment: Experiment, trials: Sequence[Trial], said: dict[str, Any], here: Path) -> str:
+    """The summary that a person reads at the end, in the folder `here`."""
     lines = ["", *table([HEAD, *(row(experiment, trial) for trial in trials)]), ""]
     best, lost = said["best"], said["lostWork"]
     if best is not None:
         metric = experiment.spec.objectives[0].metric
         chosen = ", ".join(f"{name}={short(v)}" for name, v in best["parameters"].items())
         lines += [f"best        {best['trial']}: {metric} {best['value']:.5g} with {chosen}"]
-        lines += [f"checkpoint  {best['checkpoint'] or 'none'}"]
+        lines += [f"checkpoint  {_near(best['checkpoint'], here)}"]
     survived = said["disruptions"]
     lines += [
         f"disruptions {survived} survived" + _asked(said),
@@ -146,9 +172,18 @@ def text(experiment: Experiment, trials: Sequence[Trial], said: dict[str, Any]) 
         f"goodput     {said['goodput']:.1%} of the time was progress"
         if said["goodput"] is not None
         else "goodput     -",
+        *([] if said["wallSeconds"] is None else [f"wall time   {duration(said['wallSeconds'])}"]),
+        *_failures(said, here),
         f"{said['experiment']}: {said['phase']} ({said['reason']}): {said['message']}",
     ]
     return "\n".join(lines)
+
+
+def _failures(said: dict[str, Any], here: Path) -> list[str]:
+    """What failed, why, and where to read more; the first few."""
+    failed = [trial for trial in said["trials"] if trial["phase"] == "Failed"]
+    lines = [f"failed      {t['name']}: {t['message']}; output: {_near(t['log'], here)}" for t in failed[:FAILURES]]
+    return lines + ([f"            and {len(failed) - FAILURES} more"] if len(failed) > FAILURES else [])
 
 
 def _asked(said: dict[str, Any]) -> str:

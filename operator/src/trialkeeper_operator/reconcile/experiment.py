@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.conditions import Condition
 from trialkeeper_operator.api.experiment import Experiment
@@ -24,12 +27,12 @@ async def reconcile(world: World, name: Name) -> Outcome:
     if raw is None or raw["metadata"].get("deletionTimestamp"):
         return None
     experiment = world.cache.experiment(name)
-    if experiment is None or problems(experiment):
+    if experiment is None or not _keeps_the_rules(world, experiment, raw):
         await _refuse(world, dict(raw))
         return None
     plan = _planned(world, experiment)
-    if decide.over(plan.status) and not decide.over(experiment.status):
-        # The verdict is for good: the cache may have missed a trial, the cluster has not.
+    if decide.over(plan.status) and plan.status != experiment.status:
+        # The verdict is for good, and its counts are: the cache may have missed a trial, the cluster has not.
         labels = {names.LABEL_EXPERIMENT: experiment.name}
         async for trial in world.cluster.list(names.TRIAL, experiment.namespace, labels):
             world.seen(names.TRIAL, trial)
@@ -51,6 +54,19 @@ async def reconcile(world: World, name: Name) -> Outcome:
         if not await _create(world, experiment, index):
             return NAME_TAKEN
     return wait
+
+
+def _keeps_the_rules(world: World, experiment: Experiment, raw: Object | Mapping[str, Any]) -> bool:
+    """Whether an object keeps every rule, those included that no CRD can say; looked at once a generation."""
+    if world.accepted.get(experiment.uid) == experiment.generation:
+        return True
+    try:
+        found = problems(check_experiment(raw))
+    except InvalidObject:
+        return False
+    if not found:
+        world.accepted[experiment.uid] = experiment.generation
+    return not found
 
 
 def _planned(world: World, experiment: Experiment) -> decide.Plan:

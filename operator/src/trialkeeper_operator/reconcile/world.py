@@ -37,6 +37,7 @@ class World:
     cache: Cache = field(default_factory=Cache)
     reports: dict[Name, tuple[Message, float]] = field(default_factory=dict)
     live_writes: dict[Name, float] = field(default_factory=dict)
+    accepted: dict[str, int] = field(default_factory=dict)  # generation by experiment uid, of what keeps the rules
     snapshots: dict[str, Kept] = field(default_factory=dict)  # by experiment uid
     searches: dict[str, Any] = field(default_factory=dict)  # by experiment uid: what the search keeps, a cache only
     _signatures: dict[str, object] = field(default_factory=dict)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.api.validate import Problem
-from trialkeeper_operator.search.space import misfit
-from trialkeeper_operator.search.suggest import ALGORITHMS, SETTINGS
+from trialkeeper_operator.search.space import active, misfit
+from trialkeeper_operator.search.suggest import ALGORITHMS, SETTING_LIMIT, SETTINGS
 
 
 def problems(experiment: Experiment) -> list[Problem]:
@@ -27,17 +27,24 @@ def _settings(experiment: Experiment) -> list[Problem]:
             found.append(Problem(path, f"is not a setting; {there}"))
         elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
             found.append(Problem(path, f"must be a whole number of at least 1, not {value!r}"))
+        elif value > SETTING_LIMIT:
+            found.append(Problem(path, f"must be at most {SETTING_LIMIT}, not {value}"))
     return found
 
 
 def _enqueued(experiment: Experiment) -> list[Problem]:
     parameters = {p.name: p for p in experiment.spec.parameters}
+    fixed = {name: p.fixed for name, p in parameters.items() if p.fixed is not None}
     found = []
     for number, entry in enumerate(experiment.spec.enqueue or ()):
+        given = fixed | entry.parameters
         for name, value in entry.parameters.items():
             path = f"spec.enqueue[{number}].parameters.{name}"
             if name not in parameters:
                 found.append(Problem(path, f"is not a parameter; there are: {', '.join(parameters)}"))
             elif clause := misfit(parameters[name], value):
                 found.append(Problem(path, f"{clause}, not {value!r}"))
+            elif (when := parameters[name].when) and not active(parameters[name], given):
+                wanted = ", ".join(map(repr, when.in_))
+                found.append(Problem(path, f"exists only if {when.parameter} is one of {wanted}: give that value too"))
     return found

@@ -6,13 +6,14 @@ Parameters come in the order in which they are declared; one whose condition doe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from trialkeeper_operator.api.parameters import FloatRange, IntRange, Parameter
 
 Parameters = dict[str, Any]
+Key = tuple[bool, bool, Any]
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,14 @@ class Space:
     directions: tuple[str, ...] = ("Minimize",)
 
 
+def key(value: Any) -> Key:
+    """What makes a value one of its own: 1, true and "1" are three, 1 and 1.0 are one."""
+    return (isinstance(value, bool), isinstance(value, str), value)
+
+
 def same(a: Any, b: Any) -> bool:
-    """Whether two values are one: 1, true and "1" are three, 1 and 1.0 are one."""
-    return a == b and isinstance(a, bool) == isinstance(b, bool) and isinstance(a, str) == isinstance(b, str)
+    """Whether two values are one."""
+    return bool(key(a) == key(b))
 
 
 def active(parameter: Parameter, chosen: Mapping[str, Any]) -> bool:
@@ -44,9 +50,9 @@ def choose(space: Space, value: Callable[[Parameter], Any]) -> Parameters:
 
 
 def _decimals(number: float) -> int:
-    text = f"{number:.12g}"
-    mantissa, _, exponent = text.partition("e")
-    return max(0, len(mantissa.partition(".")[2]) - int(exponent or 0))
+    """Digits behind the point of a number as people write it."""
+    mantissa, _, exponent = repr(float(number)).partition("e")
+    return max(0, len(mantissa.partition(".")[2].rstrip("0")) - int(exponent or 0))
 
 
 def stepped(low: float, step: float, k: int) -> float:
@@ -54,58 +60,86 @@ def stepped(low: float, step: float, k: int) -> float:
     return round(low + k * step, max(_decimals(low), _decimals(step)))
 
 
-def steps(kind: FloatRange | IntRange) -> int | None:
-    """How many values a range has, None if it is continuous."""
-    if kind.step is None:
-        return None
-    return math.floor((kind.max - kind.min) / kind.step + 1e-9) + 1
+def count(parameter: Parameter) -> int | None:
+    """How many values a parameter has, None if it is continuous."""
+    if parameter.fixed is not None:
+        return 1
+    if parameter.choice is not None:
+        return len(parameter.choice.values)
+    if (i := parameter.int_) is not None:
+        return (i.max - i.min) // i.step + 1
+    f = parameter.float_
+    assert f is not None
+    return None if f.step is None else math.floor((f.max - f.min) / f.step + 1e-9) + 1
+
+
+def nth(parameter: Parameter, k: int) -> Any:
+    """Value number `k` of a finite parameter, from 0."""
+    if parameter.fixed is not None:
+        return parameter.fixed
+    if parameter.choice is not None:
+        return parameter.choice.values[k]
+    if (i := parameter.int_) is not None:
+        return i.min + k * i.step
+    f = parameter.float_
+    assert f is not None and f.step is not None
+    return stepped(f.min, f.step, k)
+
+
+def position(parameter: Parameter, value: Any) -> int:
+    """The number of one of a finite parameter's values, the other way round than `nth`."""
+    if parameter.fixed is not None:
+        return 0
+    if parameter.choice is not None:
+        return next(k for k, v in enumerate(parameter.choice.values) if same(v, value))
+    if (i := parameter.int_) is not None:
+        return (int(value) - i.min) // i.step
+    f = parameter.float_
+    assert f is not None and f.step is not None
+    return round((float(value) - f.min) / f.step)
+
+
+def is_log(parameter: Parameter) -> bool:
+    """Whether equal ratios of a parameter weigh the same."""
+    kind = parameter.int_ or parameter.float_
+    return kind is not None and kind.scale == "Log"
 
 
 def at(parameter: Parameter, u: float) -> Any:
-    """The value of a parameter at u in [0, 1): every value of a discrete one gets an equal part.
+    """The value of a parameter at u in [0, 1]: every value of a discrete one gets an equal part.
 
     On a log scale equal parts are equal ratios.
     """
-    if parameter.choice is not None:
-        values = parameter.choice.values
-        return values[min(int(u * len(values)), len(values) - 1)]
-    if parameter.int_ is not None:
-        return _int_at(parameter.int_, u)
-    kind = parameter.float_
-    assert kind is not None
-    count = steps(kind)
-    if count is not None:
-        return stepped(kind.min, kind.step or 0.0, min(int(u * count), count - 1))
-    if kind.scale == "Log":
-        value = math.exp(math.log(kind.min) + u * (math.log(kind.max) - math.log(kind.min)))
-    else:
-        value = kind.min + u * (kind.max - kind.min)
-    return min(max(value, kind.min), kind.max)
+    number = count(parameter)
+    if number is not None and not is_log(parameter):
+        return nth(parameter, min(int(u * number), number - 1))
+    low, high = _ends(parameter)
+    x = low + u * (high - low)
+    x = math.exp(x) if is_log(parameter) else x
+    if (i := parameter.int_) is not None:
+        return nth(parameter, min(max(round((x - i.min) / i.step), 0), (number or 1) - 1))
+    f = parameter.float_
+    assert f is not None
+    return min(max(x, f.min), f.max)
 
 
-def _int_at(kind: IntRange, u: float) -> int:
-    count = steps(kind) or 1
-    if kind.scale == "Log":
-        low, high = math.log(kind.min - 0.5), math.log(kind.max + 0.5)
-        k = round((math.exp(low + u * (high - low)) - kind.min) / kind.step)
-        return kind.min + min(max(k, 0), count - 1) * kind.step
-    return kind.min + min(int(u * count), count - 1) * kind.step
+def where(parameter: Parameter, value: float) -> float:
+    """The u in [0, 1] of a number, the other way round than `at`; a discrete one's is amid its part."""
+    number = count(parameter)
+    if number is not None and not is_log(parameter):
+        return (position(parameter, value) + 0.5) / number
+    low, high = _ends(parameter)
+    x = math.log(value) if is_log(parameter) else value
+    return min(max((x - low) / (high - low), 0.0), 1.0)
 
 
-def values(parameter: Parameter) -> Sequence[Any] | None:
-    """Every value of a finite parameter in order, None if it is continuous."""
-    if parameter.fixed is not None:
-        return [parameter.fixed]
-    if parameter.choice is not None:
-        return parameter.choice.values
-    kind = parameter.int_ or parameter.float_
-    assert kind is not None
-    count = steps(kind)
-    if count is None:
-        return None
-    if isinstance(kind, IntRange):
-        return range(kind.min, kind.min + count * kind.step, kind.step)
-    return [stepped(kind.min, kind.step or 0.0, k) for k in range(count)]
+def _ends(parameter: Parameter) -> tuple[float, float]:
+    """Where a range begins and ends on its scale; a whole number on a log scale reaches half a step to each side."""
+    if (i := parameter.int_) is not None:
+        return math.log(i.min - 0.5), math.log(i.max + 0.5)
+    f = parameter.float_
+    assert f is not None
+    return (math.log(f.min), math.log(f.max)) if f.scale == "Log" else (f.min, f.max)
 
 
 def misfit(parameter: Parameter, value: Any) -> str:
@@ -119,15 +153,31 @@ def misfit(parameter: Parameter, value: Any) -> str:
     assert kind is not None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return "must be a number"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "must be a finite number"
     if isinstance(kind, IntRange) and value != int(value):
         return "must be a whole number"
     # A stepped value is written without binary noise, which may put the last one a hair beyond max.
     slack = 1e-9 * kind.step if isinstance(kind, FloatRange) and kind.step is not None else 0.0
     if not kind.min - slack <= value <= kind.max + slack:
         return f"must be between {kind.min} and {kind.max}"
-    if kind.step is not None and abs((k := (value - kind.min) / kind.step) - round(k)) > 1e-6:
+    if kind.step is not None and not _on_step(kind, value):
         return f"must be {kind.min} plus a multiple of {kind.step}"
     return ""
+
+
+def _on_step(kind: FloatRange | IntRange, value: float) -> bool:
+    if isinstance(kind, IntRange):
+        return (int(value) - kind.min) % kind.step == 0
+    k = (value - kind.min) / (kind.step or 1.0)
+    return abs(k - round(k)) <= 1e-6
+
+
+def typed(parameter: Parameter, value: Any) -> Any:
+    """A value that fits, in the parameter's own type: JSON has 1 for 1.0, and people write 64.0 for 64."""
+    if parameter.float_ is not None:
+        return float(value)
+    return value if parameter.fixed is not None else nth(parameter, position(parameter, value))
 
 
 def fits(space: Space, parameters: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from trialkeeper_operator.search.grid import point
 from trialkeeper_operator.search.question import Question, SearchExhausted, Suggestion
-from trialkeeper_operator.search.space import Parameters, Space, active, at, choose
+from trialkeeper_operator.search.space import Parameters, Space, active, at, choose, typed
 
 
 def uniform(seed: int, index: int, name: str) -> float:
@@ -51,7 +51,7 @@ def qmc(question: Question) -> Suggestion:
 def tpe(question: Question) -> Suggestion:
     """Tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011) by Optuna; Random for the first trials."""
     startup = int(question.settings.get("startupTrials", SETTINGS["TPE"]["startupTrials"]))
-    told = sum(a.state == "complete" for a in question.log)
+    told = sum(a.told for a in question.log)
     if question.index < startup or told == 0:
         return Suggestion(random(question).parameters, "startup: random")
     from trialkeeper_operator.search.tpe import ask
@@ -61,13 +61,14 @@ def tpe(question: Question) -> Suggestion:
 
 ALGORITHMS: dict[str, Callable[[Question], Suggestion]] = {"Grid": grid, "QMC": qmc, "Random": random, "TPE": tpe}
 
-# What search.settings may hold, with defaults; every one of them is a whole number of at least 1.
+# What search.settings may hold, with defaults; every one of them is a whole number from 1 to SETTING_LIMIT.
 SETTINGS: dict[str, dict[str, int]] = {
     "Grid": {},
     "QMC": {},
     "Random": {},
     "TPE": {"startupTrials": 10, "candidates": 24},
 }
+SETTING_LIMIT = 10_000  # more candidates would cost the operator seconds and memory an ask
 
 
 def suggest(algorithm: str, question: Question) -> Suggestion:
@@ -89,7 +90,7 @@ def with_given(space: Space, given: Mapping[str, Any], suggestion: Suggestion) -
         if not active(parameter, chosen):
             continue
         if parameter.name in given:
-            chosen[parameter.name] = given[parameter.name]
+            chosen[parameter.name] = typed(parameter, given[parameter.name])
         elif parameter.fixed is not None:
             chosen[parameter.name] = parameter.fixed
         else:
