@@ -582,6 +582,10 @@ BAD: dict[str, Bad] = {
         "is not a field; there are: maxIterations, metrics, timeoutSeconds, plateau",
         "strict",
     ),
+    "a field of spec beside it": Bad(
+        {"maxTrials": 4}, "maxTrials", "is not a field; did you mean spec.maxTrials?", "strict"
+    ),
+    "a field beside spec": Bad({"extra": 4}, "extra", "is not a field of an object", "strict"),
     "spec is a list": Bad({"spec": []}, "spec", "must be a mapping, not a list"),
     "objectives is a mapping": Bad(
         {"spec.objectives": {"metric": "loss"}}, "spec.objectives", "must be a list, not a mapping"

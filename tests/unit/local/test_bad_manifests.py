@@ -91,8 +91,6 @@ FILES: dict[str, tuple[str, str]] = {
         GOOD + '  parallelism: "2"\n',
         "spec.parallelism: must be a whole number, not the text '2'",
     ),
-    "a wrong indentation": (
-        GOOD.replace("  template:", "template:"),
         "spec.template: is missing",
     ),
 }
@@ -147,4 +145,11 @@ def test_all_problems_of_a_file_are_told_at_once(tmp_path: Path) -> None:
     assert refused(tmp_path, text) == [
         "spec.paralelism: is not a field; did you mean parallelism?",
         "spec.parameters[0].float.max: must be a number, not true",
+    ]
+
+
+def test_a_wrong_indentation_is_seen_from_both_sides(tmp_path: Path) -> None:
+    assert refused(tmp_path, GOOD.replace("  template:", "template:")) == [
+        "spec.template: is missing",
+        "template: is not a field; did you mean spec.template?",
     ]

@@ -188,10 +188,10 @@ def test_what_the_drill_says(starts: list[int], phase: str, found: dict[int, Any
         "phase": phase,
         "message": "KeyError",
         "log": "l",
-        "attempts": [{"fromIteration": s} for s in starts],
+        "attempts": [{"number": n, "fromIteration": s} for n, s in enumerate(starts, 1)],
         "lostWork": {"iterations": 1},
     }
-    verdict = judge({}, killed, "loss", (PEACE, found), 1)
+    verdict = judge(killed, "loss", (PEACE, found), {1}, 1)
     assert verdict.resumes is resumes
     assert words in verdict.sentence
 
@@ -240,3 +240,11 @@ def test_a_drill_is_one_short_trial_that_always_saves() -> None:
     assert (spec["checkpoint"], spec["stop"]["maxIterations"]) == ({"frequency": 1}, 18)
     assert raw["spec"]["maxTrials"] == 4, "the experiment itself stays as it is"
     assert experiment(builders.experiment(stop={"maxIterations": 5}), 4)["spec"]["stop"]["maxIterations"] == 5
+
+
+def test_beginning_at_zero_is_no_fault_before_the_first_checkpoint() -> None:
+    attempts = [{"number": 1, "fromIteration": 0}, {"number": 2, "fromIteration": 0}]
+    killed = {"phase": "Succeeded", "message": "", "log": "l", "attempts": attempts, "lostWork": {"iterations": 1}}
+    assert judge(killed, "loss", (PEACE, PEACE), {2}, 1).resumes
+    sparse = {i: row if i % 2 else {} for i, row in PEACE.items()}
+    assert judge(killed, "loss", (sparse, sparse), {2}, 1).resumes

@@ -57,7 +57,7 @@ def check_trial(new: Mapping[str, Any], old: Mapping[str, Any] | None = None) ->
 def _check(model: type[M], declared: tuple[Rule, ...], new: Mapping[str, Any], old: Mapping[str, Any] | None) -> M:
     if not isinstance(new, Mapping):
         raise InvalidObject([Problem("", f"must be a mapping, not {shown(new)}")])
-    found = _names(new.get("metadata"))
+    found = [*_names(new.get("metadata")), *_misplaced(model, new)]
     try:
         parsed = _parsed(model, new)
     except ValidationError as wrong:
@@ -69,6 +69,22 @@ def _check(model: type[M], declared: tuple[Rule, ...], new: Mapping[str, Any], o
     if found:
         raise InvalidObject(found)
     return parsed
+
+
+_TOP = ("apiVersion", "kind", "metadata", "spec", "status")
+
+
+def _misplaced(model: type[M], new: Mapping[str, Any]) -> list[Problem]:
+    """Fields beside spec that belong into it, or nowhere."""
+    spec = model.model_fields["spec"].annotation
+    known = {f.alias or n for n, f in getattr(spec, "model_fields", {}).items()}
+    return [
+        Problem(
+            str(key), f"is not a field; did you mean spec.{key}?" if key in known else "is not a field of an object"
+        )
+        for key in new
+        if key not in _TOP
+    ]
 
 
 def _names(metadata: Any) -> list[Problem]:

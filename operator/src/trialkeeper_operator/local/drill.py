@@ -7,7 +7,7 @@ import json
 import math
 import random
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,11 @@ def curve(prefix: Path) -> dict[int, dict[str, Any]]:
     return rows
 
 
+def saved(prefix: Path) -> set[int]:
+    """The attempts that have left a checkpoint."""
+    return {int(path.name[1:7]) for path in prefix.glob("manifests/*.json")}
+
+
 def _equal(a: Any, b: Any) -> bool:
     numbers = isinstance(a, (int, float)) and isinstance(b, (int, float))
     return math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=1e-12) if numbers else a == b
@@ -125,13 +130,16 @@ def unheard(attempts: Sequence[Document], places: Sequence[tuple[int, How]]) -> 
 
 
 def judge(
-    peaceful: Document, killed: Document, metric: str, rows: tuple[dict[int, Any], dict[int, Any]], kills: int
+    killed: Document, metric: str, rows: tuple[dict[int, Any], dict[int, Any]], savers: Collection[int], kills: int
 ) -> Verdict:
-    """What the two runs say; `rows` are their visible histories, the peaceful one's first."""
+    """What the disturbed run says beside the peaceful one.
+
+    `rows` are their visible histories, the peaceful one's first; `savers` the attempts that have left a checkpoint.
+    """
     attempts, resumed = killed["attempts"], killed["attempts"][1:]
     if not resumed:
         return Verdict(False, "your trainer ended before a kill could reach it: give the drill a longer one")
-    if any(a["fromIteration"] == 0 for a in resumed if a["fromIteration"] is not None):
+    if any(a["fromIteration"] == 0 and any(number < a["number"] for number in savers) for a in resumed):
         return Verdict(
             False,
             "your trainer starts over: it does not call trialkeeper.get_checkpoint() before its first report()",
@@ -139,8 +147,9 @@ def judge(
     if killed["phase"] != "Succeeded":
         return Verdict(False, f"your trainer fails when it resumes: {killed['message']} (output: {killed['log']})")
     expected, found = rows
-    first = next((i for i in sorted(expected) if i in found and not _equal(found[i][metric], expected[i][metric])), 0)
-    if first and first == resumed[0]["fromIteration"] + 1 and _equal(found[first][metric], expected[1][metric]):
+    both = [i for i in sorted(expected) if metric in expected[i] and metric in found.get(i, {})]
+    first = next((i for i in both if not _equal(found[i][metric], expected[i][metric])), 0)
+    if first and first == resumed[0]["fromIteration"] + 1 and _equal(found[first][metric], expected[1].get(metric)):
         return Verdict(
             False,
             "your trainer gets its checkpoint and starts over all the same: load it, and go on after its iteration",
@@ -173,6 +182,7 @@ async def carry_out(raw: Document, base: Path, kills: int, seed: int, say: Calla
     verdict = in_peace(quiet, metric)
     if verdict is not None:
         return verdict
+    say(f"parameters: {', '.join(f'{name}={value}' for name, value in quiet['parameters'].items())}")
     say(f"in peace: {quiet['iterations']} iterations, {metric} {quiet['metrics'][metric]['last']:.6g}")
     places = plan(quiet["iterations"], kills, seed)
     request = Request(holding(reduced, places), base, folder / "kills", output="lines", kills={0: places})
@@ -180,7 +190,7 @@ async def carry_out(raw: Document, base: Path, kills: int, seed: int, say: Calla
     if deaf := unheard(disturbed["attempts"], places):
         say(f"note: {deaf}")
     rows = curve(Path(quiet["store"])), curve(Path(disturbed["store"]))
-    return judge(quiet, disturbed, metric, rows, hits)
+    return judge(disturbed, metric, rows, saved(Path(disturbed["store"])), hits)
 
 
 async def _run(request: Request) -> tuple[Document, int]:
