@@ -1,7 +1,11 @@
-"""Faults, as wrappers of the ports: whatever a network, an API server or a crash can do to a call."""
+"""Faults, as wrappers of the ports: whatever a network, an API server or a crash can do to a call or to a watch.
+
+What is drawn is the test's: each wrapper asks it call by call, or event by event. Wrappers may be stacked.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +17,7 @@ T = TypeVar("T")
 
 
 class Fault(enum.Enum):
-    """What happens to one call."""
+    """What happens to one call. CONFLICT is for writes that can have one, a read or a create goes through."""
 
     CONFLICT = "refused: resourceVersion"
     UNAVAILABLE = "no answer, not applied"
@@ -37,6 +41,7 @@ class Call:
 
     @property
     def writes(self) -> bool:
+        """Whether it can change anything."""
         return self.verb not in ("get", "list")
 
 
@@ -108,3 +113,29 @@ class LossySource:
         async for event in self._inner.events():
             if not self._drop(event):
                 yield event
+
+
+class RepeatingSource:
+    """A Source that tells some events twice: what a watch does that has been opened anew."""
+
+    def __init__(self, inner: Source, repeat: Callable[[Event], bool]) -> None:
+        self._inner, self._repeat = inner, repeat
+
+    async def events(self) -> AsyncIterator[Event]:
+        async for event in self._inner.events():
+            yield event
+            if self._repeat(event):
+                yield event
+
+
+class LaggingSource:
+    """A Source that tells each event `lag` seconds late; the order stays, so one that is late delays the rest."""
+
+    def __init__(self, inner: Source, lag: Callable[[Event], float]) -> None:
+        self._inner, self._lag = inner, lag
+
+    async def events(self) -> AsyncIterator[Event]:
+        async for event in self._inner.events():
+            if (seconds := self._lag(event)) > 0:
+                await asyncio.sleep(seconds)
+            yield event

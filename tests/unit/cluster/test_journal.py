@@ -3,81 +3,179 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import itertools
 import json
+import os
+import resource
 import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trialkeeper_operator.cluster.journal import JournalCorrupt, attach, replay
+from contract.bench import Bench, reference
+from trialkeeper_operator.cluster import journal as room
+from trialkeeper_operator.cluster.journal import Journal, JournalCorrupt, JournalUnwritable, attach, replay
 from trialkeeper_operator.cluster.memory import Memory
-from trialkeeper_operator.reconcile.ports import ClusterError
+from trialkeeper_operator.reconcile.ports import ClusterError, Object, Unavailable
+
+Step = tuple[str, int, int]
+
+
+def bench(memory: Memory) -> Bench:
+    return Bench(memory, memory, memory.bind, "default")
+
+
+def state(objects: Iterable[Object]) -> dict[tuple[str, str], Object]:
+    return {(o["kind"], o["metadata"]["name"]): o for o in objects}
+
+
+async def do(memory: Memory, step: Step) -> None:
+    """One of the things that happen to a cluster; what is refused has changed nothing."""
+    what, which, value = step
+    at = bench(memory)
+    owner = await memory.get("ConfigMap", "default", f"m{value % 4}")
+    name = f"m{which}"
+    with contextlib.suppress(ClusterError):
+        match what:
+            case "create":
+                await memory.create(at.config_map(name, str(value)))
+            case "child":
+                references = [reference(owner)] if owner else []
+                await memory.create(at.config_map(name, str(value), ownerReferences=references))
+            case "pod":
+                await memory.create(at.pod(name, owner=owner, grace=value))
+            case "bind":
+                await memory.bind("default", name, "node")
+            case "status":
+                pod = await memory.get("Pod", "default", name)
+                await memory.put_status({**(pod or at.pod(name)), "status": {"phase": "Running", "n": value}})
+            case "put":
+                await memory.put(at.config_map(name, str(value)))
+            case "delete":
+                await memory.delete("ConfigMap", "default", name)
+            case "evict":
+                await memory.delete("Pod", "default", name, grace_seconds=value or None)
+            case "remove":
+                await memory.delete("Pod", "default", name, grace_seconds=0)
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["create", "child", "pod", "bind", "status", "put", "delete", "evict", "remove"]),
+        st.integers(0, 3),
+        st.integers(0, 9),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(STEPS, st.floats(0, 1))
+def test_any_prefix_of_the_file_is_the_state_after_its_whole_lines(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[Step], fraction: float
+) -> None:
+    path = tmp_path_factory.mktemp("j") / "journal.jsonl"
+    journal, ticks = Journal(path), itertools.count(1_700_000_000)
+    states: list[dict[tuple[str, str], Object]] = []
+    versions: list[int] = []
+
+    def commit(op: Literal["PUT", "DELETE"], obj: Object) -> None:
+        states.append(state(memory.objects()))
+        versions.append(memory.version)
+        journal.record(op, obj)
+
+    memory = Memory(now=lambda: float(next(ticks)), commit=commit)
+
+    async def live(there: Memory, steps: list[Step]) -> None:
+        for step in steps:
+            await do(there, step)
+
+    asyncio.run(live(memory, steps))
+    states.append(state(memory.objects()))
+    versions.append(memory.version)
+    journal.close()
+    data = path.read_bytes()
+    assert data.count(b"\n") == len(states) - 1
+
+    cut = round(fraction * len(data))
+    path.write_bytes(data[:cut])
+    whole = data[:cut].count(b"\n")
+    found = replay(path)
+    assert state(found.objects) == states[whole]
+    assert (found.version, found.lines) == (versions[whole], whole)
+
+    again, journal = attach(path, now=lambda: float(next(ticks)))
+    asyncio.run(live(again, [("create", 3, 1), ("pod", 2, 5), ("bind", 2, 0), ("put", 3, 7)]))
+    journal.close()
+    assert again.version >= versions[whole]
+    assert state(replay(path).objects) == state(again.objects())
 
 
 def a_map(name: str, value: int) -> dict[str, Any]:
     return {"kind": "ConfigMap", "metadata": {"name": name, "namespace": "default"}, "data": {"v": str(value)}}
 
 
-async def do(memory: Memory, step: tuple[str, int, int]) -> None:
-    what, name, value = step
-    body = a_map(f"m{name}", value)
-    try:
-        if what == "create":
-            await memory.create(body)
-        elif what == "put":
-            await memory.put(body)
-        else:
-            await memory.delete("ConfigMap", "default", f"m{name}")
-    except ClusterError:
-        return
-
-
-def state(memory: Memory) -> list[dict[str, Any]]:
-    return sorted(memory.objects(), key=lambda o: str(o["metadata"]["name"]))
-
-
-STEPS = st.lists(
-    st.tuples(st.sampled_from(["create", "put", "delete"]), st.integers(0, 3), st.integers(0, 9)), max_size=30
-)
-
-
-@settings(max_examples=60, deadline=None)
-@given(STEPS, st.randoms(use_true_random=False))
-def test_any_prefix_of_the_file_is_the_state_after_its_whole_lines(
-    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int, int]], rng: Any
-) -> None:
-    path = tmp_path_factory.mktemp("j") / "journal.jsonl"
+def test_who_an_object_is_and_when_it_ends_survives(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "journal.jsonl"
     memory, journal = attach(path, now=time.time)
-    states = [state(memory)]
-    for step in steps:
-        version = memory.version
-        asyncio.run(do(memory, step))
-        if memory.version != version:
-            states.append(state(memory))
+
+    async def story() -> Object:
+        await bench(memory).running_pod()
+        await bench(memory).delete("Pod", "p")
+        return await bench(memory).get("Pod", "p")
+
+    pod = asyncio.run(story())
     journal.close()
-    data = path.read_bytes()
-    cut = rng.randint(0, len(data))
-    path.write_bytes(data[:cut])
     again, journal = attach(path, now=time.time)
-    assert state(again) == states[data[:cut].count(b"\n")]
-    asyncio.run(do(again, ("create", 9, 1)))
+    assert asyncio.run(again.get("Pod", "default", "p")) == pod
+    assert pod["metadata"]["deletionGracePeriodSeconds"] == 30
     journal.close()
-    assert state(attach(path, now=time.time)[0]) == state(again)
 
 
-def test_a_broken_line_in_the_middle_is_refused_by_its_number(tmp_path: Path) -> None:
+def test_a_write_is_in_the_file_before_anybody_hears_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    memory, journal = attach(path, now=time.time)
+
+    async def story() -> None:
+        events = memory.events()
+        await memory.create(a_map("a", 1))
+        async for event in events:
+            assert replay(path).objects == [event.object]
+            return
+
+    asyncio.run(story())
+    journal.close()
+
+
+def corrupt(lines: list[bytes]) -> dict[str, list[bytes]]:
+    return {
+        "no JSON": [lines[0], b'{"put": {"kind"}\n', lines[2]],
+        "no object": [lines[0], b"[1]\n", lines[2]],
+        "no entry": [lines[0], b'{"other": 1}\n', lines[2]],
+        "an object without metadata": [lines[0], b'{"put": {"kind": "Pod"}}\n', lines[2]],
+        "zeros": [lines[0], b"\0" * 40 + b"\n", lines[2]],
+        "an empty line": [lines[0], b"\n", lines[2]],
+    }
+
+
+@pytest.mark.parametrize("what", corrupt([b"", b"", b""]))
+def test_a_broken_line_in_the_middle_is_refused_by_its_number(tmp_path: Path, what: str) -> None:
     path = tmp_path / "journal.jsonl"
     memory, journal = attach(path, now=time.time)
     for n in range(3):
         asyncio.run(memory.create(a_map(f"m{n}", n)))
     journal.close()
-    lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(lines[0] + b'{"put": {"kind"}\n' + lines[2])
-    with pytest.raises(JournalCorrupt, match="line 2 is broken"):
-        replay(path)
+    broken = b"".join(corrupt(path.read_bytes().splitlines(keepends=True))[what])
+    path.write_bytes(broken)
+    with pytest.raises(JournalCorrupt, match=r"line 2 is broken.*--fresh"):
+        attach(path, now=time.time)
+    assert path.read_bytes() == broken
 
 
 def test_versions_go_on_after_a_restart_also_when_the_newest_object_is_gone(tmp_path: Path) -> None:
@@ -86,25 +184,177 @@ def test_versions_go_on_after_a_restart_also_when_the_newest_object_is_gone(tmp_
     asyncio.run(memory.create(a_map("a", 1)))
     asyncio.run(memory.delete("ConfigMap", "default", "a"))
     journal.close()
-    again, _ = attach(path, now=time.time)
+    again, journal = attach(path, now=time.time)
     assert again.version == memory.version
+    journal.close()
 
 
-def test_a_long_journal_is_rewritten_and_says_the_same(tmp_path: Path) -> None:
+def test_a_cascade_that_was_cut_short_is_finished(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    memory, journal = attach(path, now=time.time)
+
+    async def story() -> None:
+        at = bench(memory)
+        owner = await memory.create(at.config_map("owner"))
+        child = await memory.create(at.config_map("child", ownerReferences=[reference(owner)]))
+        await memory.create(at.config_map("grandchild", ownerReferences=[reference(child)]))
+        await at.delete("ConfigMap", "owner")
+
+    asyncio.run(story())
+    journal.close()
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 6
+    path.write_bytes(b"".join(lines[:4]))
+    again, journal = attach(path, now=time.time)
+    assert list(again.objects()) == []
+    journal.close()
+    assert replay(path).objects == []
+
+
+# Rewriting.
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A journal that is soon thought too long."""
+    monkeypatch.setattr(room, "COMPACT_LEAST", 20)
+
+
+def churn(memory: Memory, first: int, last: int) -> None:
+    async def writes() -> None:
+        for n in range(first, last):
+            await memory.put(a_map("a", n))
+
+    asyncio.run(writes())
+
+
+def test_a_journal_does_not_grow_with_the_number_of_writes(tmp_path: Path, eager: None) -> None:
     path = tmp_path / "journal.jsonl"
     memory, journal = attach(path, now=time.time)
     asyncio.run(memory.create(a_map("a", 0)))
+    asyncio.run(memory.create(a_map("b", 0)))
+    for n in range(1, 400, 7):
+        churn(memory, n, n + 7)
+        assert journal.lines == path.read_bytes().count(b"\n") <= 21
+        found = replay(path)
+        assert (state(found.objects), found.version) == (state(memory.objects()), memory.version)
+    journal.close()
+    assert os.listdir(tmp_path) == ["journal.jsonl"]
 
-    async def churn() -> None:
-        for n in range(1200):
-            await memory.put(a_map("a", n + 1))
 
-    asyncio.run(churn())
+def test_what_all_live_is_not_rewritten_over_and_over(tmp_path: Path, eager: None) -> None:
+    memory, journal = attach(tmp_path / "journal.jsonl", now=time.time)
+
+    async def story() -> None:
+        for n in range(100):
+            await memory.create(a_map(f"m{n}", n))
+
+    asyncio.run(story())
+    assert journal.lines == 100
+    journal.close()
+
+
+def test_a_long_journal_is_rewritten_when_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "journal.jsonl"
+    memory, journal = attach(path, now=time.time)
+    asyncio.run(memory.create(a_map("a", 0)))
+    churn(memory, 1, 100)
     journal.close()
     size = path.stat().st_size
+    monkeypatch.setattr(room, "COMPACT_LEAST", 20)
     again, journal = attach(path, now=time.time)
-    assert state(again) == state(memory)
-    assert again.version == memory.version
-    assert path.stat().st_size < size / 100
+    assert (state(again.objects()), again.version) == (state(memory.objects()), memory.version)
+    assert path.stat().st_size < size / 20
+    assert json.loads(path.read_text().splitlines()[0])["put"]["data"]["v"] == "99"
+    churn(again, 100, 103)
     journal.close()
-    assert json.loads(path.read_text().splitlines()[0])["put"]["data"]["v"] == "1200"
+    assert state(replay(path).objects) == state(again.objects())
+
+
+def test_what_a_dead_rewrite_left_is_no_harm(tmp_path: Path, eager: None) -> None:
+    path = tmp_path / "journal.jsonl"
+    (tmp_path / "journal.jsonl.new").write_bytes(b"half a li")
+    memory, journal = attach(path, now=time.time)
+    asyncio.run(memory.create(a_map("a", 0)))
+    churn(memory, 1, 50)
+    journal.close()
+    assert state(replay(path).objects) == state(memory.objects())
+
+
+def test_a_rewrite_that_fails_costs_nothing_and_is_not_tried_at_each_write(
+    tmp_path: Path, eager: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, tries = tmp_path / "journal.jsonl", []
+
+    def no_room(*_: Any) -> None:
+        tries.append(1)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    memory, journal = attach(path, now=time.time)
+    asyncio.run(memory.create(a_map("a", 0)))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", no_room)
+        churn(memory, 1, 100)
+    assert 1 <= len(tries) <= 3
+    assert os.listdir(tmp_path) == ["journal.jsonl"]
+    assert state(replay(path).objects) == state(memory.objects())
+    churn(memory, 100, 200)
+    assert journal.lines <= 21
+    journal.close()
+
+
+# A disk that is full.
+
+
+@contextlib.contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """As if the disk had room for files of so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+async def told(memory: Memory) -> list[str]:
+    """What a source tells before this map is made."""
+    events, names = memory.events(), []
+    await memory.create(a_map("end", 0))
+    async for event in events:
+        names.append(event.object["metadata"]["name"])
+        if names[-1] == "end":
+            break
+    return names
+
+
+WRITES: dict[str, Callable[[Memory], Any]] = {
+    "create": lambda m: m.create(a_map("b", 1)),
+    "put": lambda m: m.put(a_map("a", 2)),
+    "delete": lambda m: m.delete("ConfigMap", "default", "a"),
+}
+
+
+@pytest.mark.parametrize("what", WRITES)
+@pytest.mark.parametrize("left", [0, 10])
+def test_a_write_that_the_disk_does_not_take_has_not_happened(tmp_path: Path, what: str, left: int) -> None:
+    path = tmp_path / "journal.jsonl"
+    memory, journal = attach(path, now=time.time)
+    asyncio.run(memory.create(a_map("a", 1)))
+    before, version, size = state(memory.objects()), memory.version, path.stat().st_size
+
+    async def refused() -> None:
+        with room_for(size + left), pytest.raises(JournalUnwritable, match=r"make room") as refusal:
+            await WRITES[what](memory)
+        assert isinstance(refusal.value, Unavailable)
+        assert (refusal.value.errno, refusal.value.filename) == (errno.EFBIG, str(path))
+
+    for _ in range(2):
+        asyncio.run(refused())
+    assert (state(memory.objects()), memory.version) == (before, version)
+    assert state(replay(path).objects) == before
+    assert asyncio.run(told(memory)) == ["a", "end"]
+    asyncio.run(WRITES[what](memory))
+    journal.close()
+    assert state(replay(path).objects) == state(memory.objects())
+    assert state(memory.objects()) != before

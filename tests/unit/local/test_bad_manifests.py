@@ -91,8 +91,6 @@ FILES: dict[str, tuple[str, str]] = {
         GOOD + '  parallelism: "2"\n',
         "spec.parallelism: must be a whole number, not the text '2'",
     ),
-        "spec.template: is missing",
-    ),
 }
 
 

@@ -1,22 +1,24 @@
-"""The journal of a Memory on disk: one line a write, in the kernel's hands before anybody is told of it.
+"""The journal of a Memory on disk: one line a write, in the kernel's hands before the write happens.
 
 What was acknowledged survives a kill of the process at once, and of the machine after `flush`. A torn last
 line is a write that nobody was told of; a broken line before the last is refused, since whatever follows it
-was decided upon it.
+was decided upon it. A write that the disk does not take does not happen.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import uuid
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from trialkeeper_operator.cluster.memory import Memory
-from trialkeeper_operator.reconcile.ports import Object
+from trialkeeper_operator.cluster.memory import Admit, Memory
+from trialkeeper_operator.reconcile.ports import Object, Unavailable
 
 COMPACT_FACTOR = 4  # times as many lines as objects are worth a rewrite
-COMPACT_LEAST = 1000
+COMPACT_LEAST = 1000  # lines that are never worth one
 
 
 class JournalCorrupt(ValueError):
@@ -26,23 +28,45 @@ class JournalCorrupt(ValueError):
         super().__init__(f"{path}: line {line} is broken: set the file aside to start anew (trialkeeper run --fresh)")
 
 
+class JournalUnwritable(Unavailable, OSError):
+    """Raised when the disk does not take a write, which therefore has not happened; it may be tried again."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        Unavailable.__init__(self, f"{path} cannot be written ({error.strerror}): make room on its disk")
+        self.errno, self.strerror, self.filename = error.errno, error.strerror, str(path)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Replayed(NamedTuple):
+    """What a journal says: its objects, the newest resourceVersion, its lines, and the bytes of whole ones."""
+
+    objects: list[Object]
+    version: int
+    lines: int
+    whole: int
+
+
 def _line(op: str, obj: Object) -> bytes:
-    if op == "DELETE":
-        meta = obj["metadata"]
-        key = [obj["kind"], meta.get("namespace", ""), meta["name"]]
-        return json.dumps({"delete": key, "version": meta["resourceVersion"]}, separators=(",", ":")).encode() + b"\n"
-    return json.dumps({"put": obj}, separators=(",", ":")).encode() + b"\n"
+    if op == "PUT":
+        return _encoded({"put": obj})
+    meta = obj["metadata"]
+    return _encoded({"delete": [obj["kind"], meta["namespace"], meta["name"]], "version": meta["resourceVersion"]})
 
 
-def replay(path: Path) -> tuple[list[Object], int, int, int]:
-    """(objects, newest resourceVersion, lines read, bytes of whole lines) of a journal.
+def _encoded(entry: Mapping[str, Any]) -> bytes:
+    return json.dumps(entry, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def replay(path: Path) -> Replayed:
+    """Read a journal, as far as its lines are whole.
 
     :raises JournalCorrupt: if a line before the last is broken.
     """
     objects: dict[tuple[str, ...], Object] = {}
     version = count = whole = 0
-    data = path.read_bytes() if path.exists() else b""
-    lines = data.split(b"\n")
+    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
     for number, line in enumerate(lines[:-1], 1):
         try:
             entry: dict[str, Any] = json.loads(line)
@@ -52,68 +76,147 @@ def replay(path: Path) -> tuple[list[Object], int, int, int]:
             else:
                 obj = entry["put"]
                 meta = obj["metadata"]
-                objects[(obj["kind"], meta.get("namespace", ""), meta["name"])] = obj
                 version = max(version, int(meta["resourceVersion"]))
-        except (ValueError, KeyError, TypeError, AttributeError):
+                objects[(obj["kind"], meta["namespace"], meta["name"])] = obj
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             if number < len(lines) - 1:
                 raise JournalCorrupt(path, number) from None
             break
         count, whole = number, whole + len(line) + 1
-    return list(objects.values()), version, count, whole
+    return Replayed(list(objects.values()), version, count, whole)
 
 
 class Journal:
-    """Appends every write of a Memory to a file. Use `attach` to get both."""
+    """Appends every write of a Memory to a file, which is cut to `whole` bytes first. Use `attach` to get both."""
 
-    def __init__(self, path: Path, lines: int) -> None:
+    def __init__(self, path: Path, lines: int = 0, whole: int = 0) -> None:
         self.path = path
         self.lines = lines
-        self._memory: Memory | None = None
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._whole = whole  # bytes of whole lines
+        self._torn = True  # whether there may be something behind them
         self._dirty = True
+        self._memory: Memory | None = None
+        self._worth = COMPACT_LEAST  # lines from which a rewrite is thought of
+        self._file = _opened(path)
+        _sync_folder(path)
+
+    def keep(self, memory: Memory) -> None:
+        """Rewrite this memory, whenever the journal has become much longer than it."""
+        self._memory = memory
 
     def record(self, op: Literal["PUT", "DELETE"], obj: Object) -> None:
-        """Append one write."""
+        """Append one write.
+
+        :raises JournalUnwritable: if the disk does not take it; the journal is then as it was.
+        """
+        self.compact_if_long()
         line = _line(op, obj)
-        written = os.write(self._file, line)
-        while written < len(line):
-            written += os.write(self._file, line[written:])
+        try:
+            if self._torn:
+                os.ftruncate(self._file, self._whole)
+                self._torn = False
+            _write(self._file, line)
+        except OSError as error:
+            self._torn = True
+            raise JournalUnwritable(self.path, error) from error
         self.lines += 1
+        self._whole += len(line)
         self._dirty = True
 
     def flush(self) -> None:
-        """Make everything recorded durable."""
+        """Make everything recorded durable.
+
+        :raises OSError: if the disk has lost it.
+        """
         if self._dirty:
             os.fsync(self._file)
             self._dirty = False
 
     def close(self) -> None:
-        self.flush()
+        """Flush, and let go of the file."""
+        try:
+            self.flush()
+        finally:
+            os.close(self._file)
+
+    def compact_if_long(self) -> None:
+        """Rewrite the file if most of its lines say what is no longer so."""
+        memory = self._memory
+        if memory is None or self.lines <= self._worth:
+            return
+        objects = list(memory.objects())
+        if self.lines <= COMPACT_FACTOR * len(objects):
+            return
+        try:
+            self.compact(objects, memory.version)
+            self._worth = COMPACT_LEAST
+        except OSError:
+            # The longer file says the same, and is gone on with where there is no room for another.
+            self._worth = 2 * self.lines
+
+    def compact(self, objects: Iterable[Object], version: int) -> None:
+        """Replace the file by one that holds these objects alone: written aside, durable, and only then renamed.
+
+        :raises OSError: if it cannot be written; the journal is then as it was.
+        """
+        lines = [_line("PUT", obj) for obj in objects]
+        # The newest version may have been that of an object which is gone.
+        lines.append(_encoded({"delete": ["", "", ""], "version": str(version)}))
+        new = self.path.with_name(self.path.name + ".new")
+        new.unlink(missing_ok=True)
+        file = _opened(new)
+        try:
+            _write(file, b"".join(lines))
+            os.fsync(file)
+            os.replace(new, self.path)
+        except OSError:
+            os.close(file)
+            new.unlink(missing_ok=True)
+            raise
         os.close(self._file)
+        self._file, self.lines, self._whole, self._torn = file, len(lines), sum(map(len, lines)), False
+        self._dirty = False
+        _sync_folder(self.path)
 
 
-def attach(path: Path, **memory: Any) -> tuple[Memory, Journal]:
-    """The Memory that a journal describes, and the journal that it goes on in.
+def _opened(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
 
-    A torn last line is cut off; a long journal is rewritten as its objects, by a rename.
+
+def _write(file: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(file, left) :]
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def attach(
+    path: Path,
+    *,
+    now: Callable[[], float],
+    ids: Callable[[], str] = lambda: str(uuid.uuid4()),
+    admit: Mapping[str, Admit] | None = None,
+) -> tuple[Memory, Journal]:
+    """The Memory that a journal describes, and the journal that it goes on in; the rest is as for a Memory.
+
+    A torn last line is cut off; a long journal is rewritten; what has lost its owner is collected.
 
     :raises JournalCorrupt: if a line before the last is broken.
+    :raises OSError: if the file cannot be read, or not be opened for writing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    objects, version, lines, whole = replay(path)
-    if lines > max(COMPACT_LEAST, COMPACT_FACTOR * len(objects)):
-        new = path.with_suffix(".new")
-        with new.open("wb") as file:
-            for obj in objects:
-                file.write(_line("PUT", obj))
-            file.write(json.dumps({"delete": ["", "", ""], "version": str(version)}).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
-        lines = len(objects) + 1
-    elif path.exists() and path.stat().st_size > whole:
-        os.truncate(path, whole)
-    journal = Journal(path, lines)
-    store = Memory(**memory, committed=journal.record)
-    store.restore(objects, version)
-    return store, journal
+    found = replay(path)
+    journal = Journal(path, found.lines, found.whole)
+    memory = Memory(now=now, ids=ids, admit=admit, commit=journal.record)
+    memory.restore(found.objects, found.version)
+    journal.keep(memory)
+    journal.compact_if_long()
+    memory.collect()
+    return memory, journal

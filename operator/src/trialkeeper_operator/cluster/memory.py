@@ -10,27 +10,18 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.times import stamp
+from trialkeeper_operator.cluster import deletion
+from trialkeeper_operator.cluster.body import SERVER_FIELDS, Key, check, copy, key_of, matches, owners
 from trialkeeper_operator.reconcile.ports import AlreadyExists, Conflict, Event, Invalid, NotFound, Object
 
-Key = tuple[str, str, str]  # kind, namespace, name
 Admit = Callable[[Object | None, Object], Object]  # (old or None, new) -> defaulted new; raises Invalid
 Committed = Callable[[Literal["PUT", "DELETE"], Object], None]
 
-KINDS = frozenset({names.EXPERIMENT, names.TRIAL, names.POD, names.CONFIG_MAP})
-_SERVER_FIELDS = ("uid", "creationTimestamp", "generation", "resourceVersion", "deletionTimestamp")
-
-
-def copy(value: Any) -> Any:
-    """A deep copy of what JSON can express; several times as fast as the general one."""
-    if isinstance(value, Mapping):
-        return {key: copy(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [copy(item) for item in value]
-    return value
+_CONDITIONAL = frozenset({names.EXPERIMENT, names.TRIAL})  # custom resources are not replaced unseen
 
 
 def _unchecked(_old: Object | None, new: Object) -> Object:
@@ -40,8 +31,8 @@ def _unchecked(_old: Object | None, new: Object) -> Object:
 class Memory:
     """Both ports over one dict.
 
-    `now` gives seconds since the epoch, `ids` the uids; `admit` is asked per kind before a write; `committed`
-    is told each write after it has happened, before anybody is told of it.
+    `now` gives seconds since the epoch, `ids` the uids; `admit` is asked per kind before a write; `commit` is
+    told each write before anybody can see it, and by raising it keeps the write from happening.
     """
 
     def __init__(
@@ -50,9 +41,9 @@ class Memory:
         now: Callable[[], float],
         ids: Callable[[], str] = lambda: str(uuid.uuid4()),
         admit: Mapping[str, Admit] | None = None,
-        committed: Committed | None = None,
+        commit: Committed | None = None,
     ) -> None:
-        self._now, self._ids, self._admit, self._committed = now, ids, admit or {}, committed
+        self._now, self._ids, self._admit, self._commit = now, ids, admit or {}, commit
         self._objects: dict[Key, Object] = {}
         self._children: dict[str, set[Key]] = {}  # by the owner's uid
         self._version = 0
@@ -67,7 +58,7 @@ class Memory:
         self, kind: str, namespace: str | None = None, labels: Mapping[str, str] | None = None
     ) -> AsyncIterator[Object]:
         for key, obj in list(self._objects.items()):
-            if key[0] == kind and namespace in (None, key[1]) and _matches(obj, labels):
+            if key[0] == kind and namespace in (None, key[1]) and matches(obj, labels):
                 yield obj
 
     async def events(self) -> AsyncIterator[Event]:
@@ -94,166 +85,175 @@ class Memory:
 
     async def create(self, body: Object) -> Object:
         new = copy(body)
-        key = _key(new)
-        if key in self._objects:
-            raise AlreadyExists(f"{key[0]} {key[1]}/{key[2]} exists already")
-        meta = {k: v for k, v in new["metadata"].items() if k not in _SERVER_FIELDS}
+        key = key_of(new)
+        if new["metadata"].get("resourceVersion"):
+            raise Invalid(f"{key[0]} {key[2]}: metadata.resourceVersion: a new object has none: leave it out")
+        check(new)
         new.pop("status", None)
-        new["metadata"] = meta | {"uid": self._ids(), "creationTimestamp": stamp(self._now())}
+        new["metadata"] = _without(new["metadata"]) | {"uid": self._ids(), "creationTimestamp": stamp(self._now())}
         if "spec" in new:
             new["metadata"]["generation"] = 1
         new = self._admitted(None, new)
+        if key in self._objects:
+            raise AlreadyExists(f"{key[0]} {key[1]}/{key[2]} exists already")
         if key[0] == names.POD:
             new["status"] = {"phase": "Pending"}
-        stored = self._store(key, new, "ADDED")
-        if self._orphaned(stored):
-            await self.delete(*key)
+        stored = self._store(key, new)
+        self._collect_one(key)
         return stored
 
     async def put(self, body: Object) -> Object:
-        old, new = self._expected(body)
+        key, old, new = self._expected(body)
+        check(new)
         new.pop("status", None)
         new |= {"status": old["status"]} if "status" in old else {}
-        new["metadata"] |= {k: old["metadata"][k] for k in _SERVER_FIELDS if k in old["metadata"]}
+        kept = {field: old["metadata"][field] for field in SERVER_FIELDS if field in old["metadata"]}
+        new["metadata"] = _without(new["metadata"]) | kept
         new = self._admitted(old, new)
         if new.get("spec") != old.get("spec"):
-            new["metadata"]["generation"] = old["metadata"].get("generation", 0) + 1
-        return old if new == old else self._store(_key(new), new, "MODIFIED")
+            new["metadata"] = {**new["metadata"], "generation": kept.get("generation", 0) + 1}
+        if new == old:
+            return old
+        stored = self._store(key, new)
+        self._collect_one(key)
+        return stored
 
     async def put_status(self, body: Object) -> Object:
-        old, new = self._expected(body)
-        new = self._admitted(old, {**old, "status": new.get("status", {})})
-        return old if new == old else self._store(_key(new), new, "MODIFIED")
+        key, old, new = self._expected(body)
+        if key[0] == names.CONFIG_MAP:
+            raise NotFound(f"ConfigMap {key[1]}/{key[2]} has no status")
+        status = {"status": new["status"]} if new.get("status") is not None else {}
+        new = self._admitted(old, {k: v for k, v in old.items() if k != "status"} | status)
+        return old if new == old else self._store(key, new)
 
     async def bind(self, namespace: str, name: str, node: str) -> Object:
         """What a scheduler does: the pod belongs to a node from now on, and deleting it takes its grace.
 
         :raises NotFound: if there is no such pod.
+        :raises Conflict: if a node has it already, or if it is being deleted.
         """
-        old = self._objects.get((names.POD, namespace, name))
-        if old is None:
-            raise NotFound(f"Pod {namespace}/{name} does not exist")
-        return self._store((names.POD, namespace, name), {**old, "spec": {**old["spec"], "nodeName": node}}, "MODIFIED")
+        key = (names.POD, namespace, name)
+        old = self._existing(key)
+        if old["spec"].get("nodeName") or old["metadata"].get("deletionTimestamp"):
+            raise Conflict(f"Pod {namespace}/{name} has a node already, or is being deleted")
+        return self._store(key, {**old, "spec": {**old["spec"], "nodeName": node}})
 
     async def delete(
         self, kind: str, namespace: str, name: str, *, uid: str | None = None, grace_seconds: int | None = None
     ) -> None:
         key = (kind, namespace, name)
-        old = self._objects.get(key)
-        if old is None:
-            raise NotFound(f"{kind} {namespace}/{name} does not exist")
+        old = self._existing(key)
         if uid is not None and old["metadata"]["uid"] != uid:
             raise Conflict(f"{kind} {namespace}/{name} has another uid than {uid}")
-        if kind == names.POD and (grace := self._grace(old, grace_seconds)) > 0:
-            self._terminate(key, old, grace)
-            return
-        self._remove(key, old)
+        self._delete(key, old, grace_seconds)
 
-    def _grace(self, pod: Object, asked: int | None) -> int:
-        """Seconds that a pod has: none if no node has it."""
-        if not pod["spec"].get("nodeName"):
-            return 0
-        return int(pod["spec"].get("terminationGracePeriodSeconds", 30)) if asked is None else max(0, asked)
-
-    def _terminate(self, key: Key, pod: Object, grace: int) -> None:
-        meta = pod["metadata"]
-        if meta.get("deletionTimestamp") and meta.get("deletionGracePeriodSeconds", 0) <= grace:
-            return
-        ending = {"deletionTimestamp": stamp(self._now() + grace), "deletionGracePeriodSeconds": grace}
-        self._store(key, {**pod, "metadata": {**meta, **ending}}, "MODIFIED")
-
-    def _remove(self, key: Key, old: Object) -> None:
-        self._version += 1
-        meta = {**old["metadata"], "resourceVersion": str(self._version)}
-        if not meta.get("deletionTimestamp"):
-            meta |= {"deletionTimestamp": stamp(self._now()), "deletionGracePeriodSeconds": 0}
-        gone = {**old, "metadata": meta}
-        del self._objects[key]
-        for owner in _owners(old):
-            self._children.get(owner, set()).discard(key)
-        self._tell("DELETE", "DELETED", gone)
-        self._collect(str(meta["uid"]))
-
-    def _collect(self, owner: str) -> None:
-        """Background collection: an object goes when the last of its owners has gone."""
-        for key in sorted(self._children.pop(owner, ())):
-            child = self._objects.get(key)
-            if child is not None and self._orphaned(child):
-                if key[0] == names.POD and (grace := self._grace(child, None)) > 0:
-                    self._terminate(key, child, grace)
-                else:
-                    self._remove(key, child)
-
-    def _orphaned(self, obj: Object) -> bool:
-        owners = _owners(obj)
-        return bool(owners) and not any(o["metadata"]["uid"] in owners for o in self._owners_of(obj))
-
-    def _owners_of(self, obj: Object) -> Iterable[Object]:
-        namespace = obj["metadata"].get("namespace", "")
-        for reference in obj["metadata"].get("ownerReferences") or ():
-            owner = self._objects.get((reference["kind"], namespace, reference["name"]))
-            if owner is not None:
-                yield owner
-
-    def _expected(self, body: Object) -> tuple[Object, Object]:
-        """(stored object, copy of the new one), if the write is made from what is stored."""
-        new = copy(body)
-        key = _key(new)
+    def _existing(self, key: Key) -> Object:
         old = self._objects.get(key)
         if old is None:
             raise NotFound(f"{key[0]} {key[1]}/{key[2]} does not exist")
+        return old
+
+    def _expected(self, body: Object) -> tuple[Key, Object, Object]:
+        """(key, stored object, copy of the new one), if the write is made from what is stored."""
+        new = copy(body)
+        key = key_of(new)
+        old = self._existing(key)
         meta, stored = new["metadata"], old["metadata"]
-        if meta.get("uid") not in (None, stored["uid"]):
+        if meta.get("uid") not in (None, "", stored["uid"]):
             raise Conflict(f"{key[0]} {key[1]}/{key[2]} has another uid than {meta['uid']}")
-        if meta.get("resourceVersion") not in (None, stored["resourceVersion"]):
+        version = meta.get("resourceVersion") or None
+        if version is None and key[0] in _CONDITIONAL:
+            raise Invalid(f"{key[0]} {key[2]}: metadata.resourceVersion: an update must say what it was made from")
+        if version not in (None, stored["resourceVersion"]):
             raise Conflict(f"{key[0]} {key[1]}/{key[2]} has been changed since it was read")
-        return old, new
+        return key, old, new
 
     def _admitted(self, old: Object | None, new: Object) -> Object:
-        if new["metadata"].get("finalizers"):
-            raise Invalid("metadata.finalizers: finalizers are not supported here")
         return self._admit.get(new["kind"], _unchecked)(old, new)
 
-    def _store(self, key: Key, new: Object, type_: Literal["ADDED", "MODIFIED"]) -> Object:
-        self._version += 1
-        stored = {**new, "metadata": {**new["metadata"], "resourceVersion": str(self._version)}}
-        self._objects[key] = stored
-        if type_ == "ADDED":
-            self._adopt(key, stored)
-        self._tell("PUT", type_, stored)
+    # Committing: the journal first, then the dict, then the watchers.
+
+    def _store(self, key: Key, new: Object) -> Object:
+        version = self._version + 1
+        stored = {**new, "metadata": {**new["metadata"], "resourceVersion": str(version)}}
+        if self._commit is not None:
+            self._commit("PUT", stored)
+        old = self._objects.get(key)
+        self._objects[key], self._version = stored, version
+        self._adopt(key, old, stored)
+        self._tell("MODIFIED" if old else "ADDED", stored)
         return stored
 
-    def _adopt(self, key: Key, obj: Object) -> None:
-        for owner in _owners(obj):
-            self._children.setdefault(owner, set()).add(key)
+    def _delete(self, key: Key, old: Object, asked: int | None) -> None:
+        if key[0] != names.POD:
+            self._remove(key, old)
+            return
+        ended = deletion.ending(old, asked, self._now())
+        if deletion.is_over(ended):
+            self._remove(key, ended)
+        elif ended is not old:
+            self._store(key, ended)
 
-    def _tell(self, op: Literal["PUT", "DELETE"], type_: Literal["ADDED", "MODIFIED", "DELETED"], obj: Object) -> None:
-        if self._committed is not None:
-            self._committed(op, obj)
+    def _remove(self, key: Key, last: Object) -> None:
+        # A pod is first seen as one that has no grace left, under a version of its own.
+        states = [last, last] if key[0] == names.POD else [last]
+        states = [_at(obj, self._version + 1 + n) for n, obj in enumerate(states)]
+        if self._commit is not None:
+            self._commit("DELETE", states[-1])
+        self._version += len(states)
+        self._adopt(key, self._objects.pop(key), None)
+        for state in states[:-1]:
+            self._tell("MODIFIED", state)
+        self._tell("DELETED", states[-1])
+        for child in sorted(self._children.get(last["metadata"]["uid"], ())):
+            self._collect_one(child)
+
+    def _tell(self, type_: Literal["ADDED", "MODIFIED", "DELETED"], obj: Object) -> None:
         event = Event(obj["kind"], type_, obj)
         for queue in self._watchers:
             queue.put_nowait(event)
 
+    # Collecting: an object goes when the last of its owners has gone.
+
+    def _adopt(self, key: Key, old: Object | None, new: Object | None) -> None:
+        if old and new and old["metadata"].get("ownerReferences") == new["metadata"].get("ownerReferences"):
+            return
+        before, after = owners(old) if old else frozenset(), owners(new) if new else frozenset()
+        for uid in before - after:
+            self._children[uid].discard(key)
+            if not self._children[uid]:
+                del self._children[uid]
+        for uid in after - before:
+            self._children.setdefault(uid, set()).add(key)
+
+    def _collect_one(self, key: Key) -> None:
+        obj = self._objects.get(key)
+        if obj is not None and self._orphaned(obj):
+            self._delete(key, obj, None)
+
+    def _orphaned(self, obj: Object) -> bool:
+        references, namespace = obj["metadata"].get("ownerReferences") or (), obj["metadata"]["namespace"]
+        found = (self._objects.get((r["kind"], namespace, r["name"])) for r in references)
+        uids = owners(obj)
+        return bool(uids) and not any(o is not None and o["metadata"]["uid"] in uids for o in found)
+
+    def collect(self) -> None:
+        """Delete whatever has no owner left, as a collector does when it comes up."""
+        for key in list(self._objects):
+            self._collect_one(key)
+
     def restore(self, objects: Iterable[Object], version: int) -> None:
         """Fill an empty memory from a journal, without telling anybody."""
         for obj in objects:
-            key = _key(obj)
+            key = key_of(obj)
             self._objects[key] = obj
-            self._adopt(key, obj)
+            self._adopt(key, None, obj)
         self._version = version
 
 
-def _key(obj: Object) -> Key:
-    kind, meta = obj.get("kind"), obj.get("metadata")
-    if kind not in KINDS or not isinstance(meta, dict) or not isinstance(meta.get("name"), str):
-        raise Invalid(f"kind and metadata.name are needed, kind is one of {', '.join(sorted(KINDS))}")
-    return kind, str(meta.get("namespace", "")), meta["name"]
+def _without(meta: Mapping[str, object]) -> dict[str, object]:
+    return {field: value for field, value in meta.items() if field not in SERVER_FIELDS}
 
 
-def _owners(obj: Object) -> list[str]:
-    return [str(reference["uid"]) for reference in obj["metadata"].get("ownerReferences") or ()]
-
-
-def _matches(obj: Object, labels: Mapping[str, str] | None) -> bool:
-    found = obj["metadata"].get("labels") or {}
-    return all(found.get(name) == value for name, value in (labels or {}).items())
+def _at(obj: Object, version: int) -> Object:
+    return {**obj, "metadata": {**obj["metadata"], "resourceVersion": str(version)}}
