@@ -97,6 +97,9 @@ BAD_METADATA: dict[str, dict[str, Any]] = {
     "a label that is a number": {"labels": {"a": 1}},
     "an annotation that is an object": {"annotations": {"a": {}}},
     "an owner without uid": {"ownerReferences": [{"apiVersion": "v1", "kind": "ConfigMap", "name": "c"}]},
+    "an owner with an empty uid": {
+        "ownerReferences": [{"apiVersion": "v1", "kind": "ConfigMap", "name": "c", "uid": ""}]
+    },
     "two controllers": {
         "ownerReferences": [
             {"apiVersion": "v1", "kind": "ConfigMap", "name": name, "uid": name, "controller": True} for name in "cd"
@@ -461,8 +464,9 @@ def test_grace_only_becomes_shorter(tell: Tell, asked: list[int | None], granted
         assert (await bench.get("Pod", "p"))["metadata"]["deletionGracePeriodSeconds"] == granted
         assert ends == sorted(ends, reverse=True)
         known = version(await bench.get("Pod", "p"))
-        await bench.delete("Pod", "p")
-        assert version(await bench.get("Pod", "p")) == known
+        for same in (None, granted, granted + 1):
+            await bench.delete("Pod", "p", grace_seconds=same)
+            assert version(await bench.get("Pod", "p")) == known
 
     tell(story)
 
@@ -616,5 +620,18 @@ def test_a_child_that_was_disowned_stays_and_an_adopted_one_goes(tell: Tell) -> 
         await bench.delete("ConfigMap", "owner")
         await bench.until(lambda: bench.gone("ConfigMap", "adopted"))
         assert not await bench.gone("ConfigMap", "disowned")
+
+    tell(story)
+
+
+def test_a_child_that_is_given_to_somebody_who_is_gone_goes_too(tell: Tell) -> None:
+    async def story(bench: Bench) -> None:
+        owner = await bench.cluster.create(bench.config_map("owner"))
+        await bench.delete("ConfigMap", "owner")
+        for name in ("child", "stranger"):
+            await bench.cluster.create(bench.config_map(name))
+        await bench.cluster.put(bench.config_map("child", ownerReferences=[reference(owner)]))
+        await bench.until(lambda: bench.gone("ConfigMap", "child"))
+        assert not await bench.gone("ConfigMap", "stranger")
 
     tell(story)

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.bench import Bench, reference
+from trialkeeper_operator.api.times import seconds
 from trialkeeper_operator.cluster.body import copy
 from trialkeeper_operator.cluster.memory import Memory
 from trialkeeper_operator.reconcile.ports import Invalid, Object
@@ -41,6 +42,26 @@ def test_clock_and_uids_are_those_that_were_given() -> None:
     assert pod["metadata"]["deletionTimestamp"] == "2023-11-14T22:13:30.250000Z"
     assert config_map["metadata"]["uid"] == "uid-2"
     assert [o["metadata"]["resourceVersion"] for o in (pod, config_map)] == ["3", "4"]
+
+
+# Seconds after the first deletion (with 60 s of grace), what is asked for then, and when the pod ends after that.
+LESS = [(2.0, 20, 20.0), (2.0, 59, 59.0), (10.0, 10, 10.0), (10.0, 5, 10.0), (10.0, -3, 10.0), (90.0, 40, 90.0)]
+
+
+@pytest.mark.parametrize(("after", "asked", "end"), LESS)
+def test_a_shorter_grace_counts_from_the_first_deletion_and_never_ends_in_the_past(
+    after: float, asked: int, end: float
+) -> None:
+    async def story() -> Object:
+        clock = NOW
+        at = bench(Memory(now=lambda: clock))
+        await at.running_pod(grace=60)
+        await at.delete("Pod", "p")
+        clock += after
+        await at.delete("Pod", "p", grace_seconds=asked)
+        return await at.get("Pod", "p")
+
+    assert seconds(asyncio.run(story())["metadata"]["deletionTimestamp"]) - NOW == pytest.approx(end)
 
 
 def test_the_same_calls_make_the_same_history() -> None:

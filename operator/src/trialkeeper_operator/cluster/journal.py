@@ -132,6 +132,10 @@ class Journal:
             os.fsync(self._file)
             self._dirty = False
 
+    def fileno(self) -> int:
+        """The descriptor that is written to; a rewrite changes it."""
+        return self._file
+
     def close(self) -> None:
         """Flush, and let go of the file."""
         try:

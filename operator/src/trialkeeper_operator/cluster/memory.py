@@ -130,12 +130,12 @@ class Memory:
         """What a scheduler does: the pod belongs to a node from now on, and deleting it takes its grace.
 
         :raises NotFound: if there is no such pod.
-        :raises Conflict: if a node has it already, or if it is being deleted.
+        :raises Conflict: if a node has it already, as every pod has that is being deleted.
         """
         key = (names.POD, namespace, name)
         old = self._existing(key)
-        if old["spec"].get("nodeName") or old["metadata"].get("deletionTimestamp"):
-            raise Conflict(f"Pod {namespace}/{name} has a node already, or is being deleted")
+        if old["spec"].get("nodeName"):
+            raise Conflict(f"Pod {namespace}/{name} is bound to {old['spec']['nodeName']} already")
         return self._store(key, {**old, "spec": {**old["spec"], "nodeName": node}})
 
     async def delete(
