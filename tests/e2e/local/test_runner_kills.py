@@ -24,7 +24,7 @@ p = trialkeeper.get_params(x=0.5)
 checkpoint = trialkeeper.get_checkpoint()
 start = int((checkpoint.path / "i").read_text()) + 1 if checkpoint else 0
 block = bytes(4 << 20)
-for i in range(start, 100):
+for i in range(start, 150):
     for _ in range(8):
         hashlib.sha256(block).digest()
     def save(folder):
@@ -100,7 +100,7 @@ def test_a_killed_runner_goes_on_where_it_was(tmp_path: Path) -> None:
     best = min(document["trials"], key=lambda t: t["parameters"]["x"])
     assert document["best"]["trial"] == best["name"]
     for trial, prefix in zip(document["trials"], prefixes(run), strict=True):
-        assert trial["iterations"] == 100
+        assert trial["iterations"] == 150
         assert continuity(prefix) + resumed(prefix) == []
         assert repeated(prefix) == trial["lostWork"]["iterations"]
     for _ in range(100):
