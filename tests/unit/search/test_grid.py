@@ -10,15 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spaces import space
 from trialkeeper_operator.api.parameters import Parameter
 from trialkeeper_operator.search import grid
 from trialkeeper_operator.search.question import Question, SearchExhausted
 from trialkeeper_operator.search.space import Space, active, count, fits, nth, position
 from trialkeeper_operator.search.suggest import suggest
-
-
-def space(*parameters: dict[str, Any]) -> Space:
-    return Space(tuple(Parameter.model_validate(p) for p in parameters))
 
 
 def at(of: Space, index: int) -> dict[str, Any]:

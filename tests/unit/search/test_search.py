@@ -12,25 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spaces import EPOCHS, HIDDEN, LR, MOMENTUM, OPTIMIZER, space
 from trialkeeper_operator.api.parameters import Parameter
 from trialkeeper_operator.search.question import Asked, Question, Suggestion
 from trialkeeper_operator.search.space import Space, at, count, fits, nth, where
 from trialkeeper_operator.search.suggest import suggest, with_given
 
-
-def space(*parameters: dict[str, Any], directions: tuple[str, ...] = ("Minimize",)) -> Space:
-    return Space(tuple(Parameter.model_validate(p) for p in parameters), directions)
-
-
-LR = {"name": "lr", "float": {"min": 1e-5, "max": 0.1, "scale": "Log"}}
-HIDDEN = {"name": "hidden", "int": {"min": 8, "max": 128, "step": 8}}
-OPTIMIZER = {"name": "optimizer", "choice": {"values": ["sgd", "adam", 1, True, "1"]}}
-MOMENTUM = {
-    "name": "momentum",
-    "float": {"min": 0, "max": 0.9, "step": 0.1},
-    "when": {"parameter": "optimizer", "in": ["sgd", 1]},
-}
-EPOCHS = {"name": "epochs", "fixed": 20}
 ALL = space(LR, HIDDEN, OPTIMIZER, MOMENTUM, EPOCHS)
 
 

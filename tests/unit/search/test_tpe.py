@@ -16,26 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trialkeeper_operator.api.parameters import Parameter
+from spaces import EPOCHS, HIDDEN, LR, MOMENTUM, OPTIMIZER, space
 from trialkeeper_operator.search.question import Asked, Question
 from trialkeeper_operator.search.space import Space, fits
 from trialkeeper_operator.search.suggest import suggest
 
-LR = {"name": "lr", "float": {"min": 1e-5, "max": 0.1, "scale": "Log"}}
 X = {"name": "x", "float": {"min": 0, "max": 1}}
-HIDDEN = {"name": "hidden", "int": {"min": 8, "max": 128, "step": 8}}
-OPTIMIZER = {"name": "optimizer", "choice": {"values": ["sgd", "adam", 1, True, "1"]}}
-MOMENTUM = {
-    "name": "momentum",
-    "float": {"min": 0, "max": 0.9, "step": 0.1},
-    "when": {"parameter": "optimizer", "in": ["sgd", 1]},
-}
 NESTEROV = {"name": "nesterov", "choice": {"values": [True, False]}, "when": {"parameter": "optimizer", "in": ["sgd"]}}
-EPOCHS = {"name": "epochs", "fixed": 20}
-
-
-def space(*parameters: dict[str, Any], directions: tuple[str, ...] = ("Minimize",)) -> Space:
-    return Space(tuple(Parameter.model_validate(p) for p in parameters), directions)
 
 
 ALL = space(LR, HIDDEN, OPTIMIZER, MOMENTUM, NESTEROV, EPOCHS)

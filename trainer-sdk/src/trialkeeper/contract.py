@@ -67,6 +67,7 @@ REASON_NON_FINITE = "NonFinite"
 REASON_OOM = "OutOfMemory"
 REASON_DEVICE = "DeviceFailure"
 REASON_EXCEPTION = "Exception"
+REASON_INTERRUPTED = "Interrupted"
 REASON_STALE_ATTEMPT = "StaleAttempt"
 
 MESSAGE_LIMIT = 3072  # bytes; the kubelet cuts a termination message at 4,096

@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from trialkeeper_operator.api import names
-from trialkeeper_operator.api.experiment import Experiment, ExperimentStatus
+from trialkeeper_operator.api.experiment import ExperimentStatus
 from trialkeeper_operator.api.resource import StatusModel
 from trialkeeper_operator.api.trial import Trial, TrialStatus
-from trialkeeper_operator.api.validate import InvalidObject, check_experiment, check_trial
+from trialkeeper_operator.api.validate import InvalidObject, check_trial
 from trialkeeper_operator.cluster.memory import Admit
 from trialkeeper_operator.reconcile.ports import Invalid, Object
-from trialkeeper_operator.search.check import problems
+from trialkeeper_operator.search.check import checked
 
 S = TypeVar("S", bound=StatusModel)
 
@@ -48,9 +48,7 @@ def _status(old: Object | None, new: Object, model: type[S]) -> Object:
 def _experiment(old: Object | None, new: Object) -> Object:
     if old is None or new.get("spec") != old.get("spec"):
         try:
-            parsed: Experiment = check_experiment(new, old)
-            if found := problems(parsed):
-                raise InvalidObject(found)
+            parsed = checked(new, old)
         except InvalidObject as refusal:
             raise Invalid(str(refusal)) from refusal
         new = {**new, "spec": parsed.spec.to_object()}

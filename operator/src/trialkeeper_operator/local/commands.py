@@ -28,13 +28,11 @@ def _checked(file: Path, sets: list[str]) -> tuple[dict[str, Any], Manifest]:
 
     :raises InvalidObject: with every problem.
     """
-    from trialkeeper_operator.api.validate import InvalidObject, check_experiment
     from trialkeeper_operator.local.manifest import load
-    from trialkeeper_operator.search.check import problems
+    from trialkeeper_operator.search.check import checked
 
     manifest = load(file, sets)
-    if found := problems(check_experiment(manifest.raw)):
-        raise InvalidObject(found)
+    checked(manifest.raw)
     return manifest.raw, manifest
 
 

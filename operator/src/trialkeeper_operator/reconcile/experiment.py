@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.conditions import Condition
 from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.api.times import stamp
-from trialkeeper_operator.api.validate import InvalidObject, check_experiment
+from trialkeeper_operator.api.validate import InvalidObject
 from trialkeeper_operator.decide import experiment as decide
 from trialkeeper_operator.reconcile import snapshot
 from trialkeeper_operator.reconcile.ask import ask, limit
 from trialkeeper_operator.reconcile.ports import AlreadyExists, Conflict, Object
 from trialkeeper_operator.reconcile.world import Outcome, World
-from trialkeeper_operator.search.check import problems
+from trialkeeper_operator.search.check import checked
 from trialkeeper_operator.state.cache import Name, owner_uid
 
 NAME_TAKEN = 30.0  # seconds until a trial's name that somebody else has is tried again
@@ -26,10 +23,13 @@ async def reconcile(world: World, name: Name) -> Outcome:
     raw = world.cache.raw(names.EXPERIMENT, name)
     if raw is None or raw["metadata"].get("deletionTimestamp"):
         return None
-    experiment = world.cache.experiment(name)
-    if experiment is None or not _keeps_the_rules(world, experiment, raw):
-        await _refuse(world, dict(raw))
+    refusal = _refusal(world, dict(raw))
+    if refusal is not None:
+        await _refuse(world, dict(raw), str(refusal)[:1024])
         return None
+    experiment = world.cache.experiment(name)
+    if experiment is None:
+        return None  # a status of ours that does not fit: another version of us wrote it
     plan = _planned(world, experiment)
     if decide.over(plan.status) and plan.status != experiment.status:
         # The verdict is for good, and its counts are: the cache may have missed a trial, the cluster has not.
@@ -56,17 +56,17 @@ async def reconcile(world: World, name: Name) -> Outcome:
     return wait
 
 
-def _keeps_the_rules(world: World, experiment: Experiment, raw: Object | Mapping[str, Any]) -> bool:
-    """Whether an object keeps every rule, those included that no CRD can say; looked at once a generation."""
-    if world.accepted.get(experiment.uid) == experiment.generation:
-        return True
+def _refusal(world: World, raw: Object) -> InvalidObject | None:
+    """Which rules an object breaks, those included that no CRD can say; one that is good is looked at once."""
+    uid, generation = raw["metadata"].get("uid", ""), raw["metadata"].get("generation", 0)
+    if world.accepted.get(uid) == generation:
+        return None
     try:
-        found = problems(check_experiment(raw))
-    except InvalidObject:
-        return False
-    if not found:
-        world.accepted[experiment.uid] = experiment.generation
-    return not found
+        checked(raw)
+    except InvalidObject as refusal:
+        return refusal
+    world.accepted[uid] = generation
+    return None
 
 
 def _planned(world: World, experiment: Experiment) -> decide.Plan:
@@ -89,15 +89,8 @@ async def _create(world: World, experiment: Experiment, index: int) -> bool:
     return True
 
 
-async def _refuse(world: World, raw: Object) -> None:
-    """The object does not fit the models, whatever let it in: say so once, and leave it alone."""
-    try:
-        if found := problems(check_experiment(raw)):
-            raise InvalidObject(found)
-    except InvalidObject as refusal:
-        message = str(refusal)[:1024]
-    else:
-        return
+async def _refuse(world: World, raw: Object, message: str) -> None:
+    """The object breaks rules, whatever let it in: say so once, and leave it alone."""
     known = (raw.get("status") or {}).get("conditions") or ()
     if any(c.get("type") == names.ACCEPTED and c.get("message") == message for c in known if isinstance(c, dict)):
         return

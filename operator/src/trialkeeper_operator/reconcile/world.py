@@ -46,19 +46,22 @@ class World:
         """Take in a version of an object, and queue whom it concerns if it is news."""
         if not self.cache.apply(kind, obj):
             return
-        namespace, name = name_of(obj)
-        if kind == names.POD:
-            trial = (obj["metadata"].get("labels") or {}).get(names.LABEL_TRIAL)
-            if isinstance(trial, str):
-                self.queue.add((names.TRIAL, (namespace, trial)))
-        elif kind == names.TRIAL:
-            self.queue.add((names.TRIAL, (namespace, name)))
-            experiment = (obj.get("spec") or {}).get("experiment")
-            if isinstance(experiment, str):
-                self.queue.add((names.EXPERIMENT, (namespace, experiment)))
-        elif kind == names.EXPERIMENT:
-            self.queue.add((names.EXPERIMENT, (namespace, name)))
+        if kind in (names.TRIAL, names.EXPERIMENT):
+            self.queue.add((kind, name_of(obj)))
+        self._queue_parent(kind, obj)
+        if kind == names.EXPERIMENT:
             self._trials_if_changed(obj)
+
+    def _queue_parent(self, kind: str, obj: Object) -> None:
+        """A pod's trial and a trial's experiment look again, whatever has happened to it."""
+        if kind == names.POD:
+            parent, name = names.TRIAL, (obj["metadata"].get("labels") or {}).get(names.LABEL_TRIAL)
+        elif kind == names.TRIAL:
+            parent, name = names.EXPERIMENT, (obj.get("spec") or {}).get("experiment")
+        else:
+            return
+        if isinstance(name, str):
+            self.queue.add((parent, (obj["metadata"].get("namespace", ""), name)))
 
     def _trials_if_changed(self, obj: Object) -> None:
         """An experiment's trials look again when its spec or its verdict changed, not for each new count."""
@@ -75,22 +78,14 @@ class World:
 
     def vanished(self, kind: str, obj: Object) -> None:
         """Take in that an object was deleted."""
-        namespace, name = name_of(obj)
         self.cache.remove(kind, obj)
-        if kind == names.POD:
-            trial = (obj["metadata"].get("labels") or {}).get(names.LABEL_TRIAL)
-            if isinstance(trial, str):
-                self.queue.add((names.TRIAL, (namespace, trial)))
-        elif kind == names.TRIAL:
-            self.reports.pop((namespace, name), None)
-            self.live_writes.pop((namespace, name), None)
-            experiment = (obj.get("spec") or {}).get("experiment")
-            if isinstance(experiment, str):
-                self.queue.add((names.EXPERIMENT, (namespace, experiment)))
+        if kind == names.TRIAL:
+            self.reports.pop(name_of(obj), None)
+            self.live_writes.pop(name_of(obj), None)
         elif kind == names.EXPERIMENT:
-            self.searches.pop(obj["metadata"]["uid"], None)
-            self._signatures.pop(obj["metadata"]["uid"], None)
-            self.snapshots.pop(obj["metadata"]["uid"], None)
+            for kept in (self.searches, self.snapshots, self.accepted, self._signatures):
+                kept.pop(obj["metadata"]["uid"], None)
+        self._queue_parent(kind, obj)
 
     async def look(self, kind: str, name: Name) -> Object | None:
         """Read an object live, and let the cache know what was found."""

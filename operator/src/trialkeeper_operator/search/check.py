@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from trialkeeper_operator.api.experiment import Experiment
-from trialkeeper_operator.api.validate import Problem
+from trialkeeper_operator.api.validate import InvalidObject, Problem, check_experiment
 from trialkeeper_operator.search.space import active, misfit
 from trialkeeper_operator.search.suggest import ALGORITHMS, SETTING_LIMIT, SETTINGS
+
+
+def checked(new: Mapping[str, Any], old: Mapping[str, Any] | None = None) -> Experiment:
+    """The Experiment, if it keeps every rule, may follow `old`, and the search can do what it asks.
+
+    :raises InvalidObject: with every problem found.
+    """
+    experiment = check_experiment(new, old)
+    if found := problems(experiment):
+        raise InvalidObject(found)
+    return experiment
 
 
 def problems(experiment: Experiment) -> list[Problem]:
