@@ -81,6 +81,42 @@ def test_a_key_cannot_leave_its_prefix(store: Store, key: str) -> None:
             call(key)
 
 
+def test_a_link_in_the_store_leads_nowhere_else(tmp_path: Path) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "prefix").mkdir()
+    (tmp_path / "prefix" / "data").symlink_to(tmp_path / "secret")
+    store = DirectoryStore(tmp_path / "prefix")
+    for call in (store.get, store.folder, lambda k: store.put_new(k, b"")):
+        with pytest.raises(ValueError, match="leaves the trial's folder"):
+            call("data/x")
+
+
+def test_a_folder_that_cannot_be_read_is_not_empty(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path)
+    (tmp_path / "manifests").write_text("")
+    with pytest.raises(OSError, match="manifests"):
+        store.list("manifests/")
+
+
+def test_lines_that_could_not_be_written_come_first_the_next_time(tmp_path: Path) -> None:
+    lines = DirectoryStore(tmp_path).append("results/a.jsonl")
+    (tmp_path / "results").write_text("in the way")
+    for line in (b"1\n", b"2\n"):
+        with pytest.raises(OSError, match="results"):
+            lines.write(line)
+    with pytest.raises(OSError, match="results"):
+        lines.sync()
+    (tmp_path / "results").unlink()
+    lines.write(b"3\n")
+    assert (tmp_path / "results" / "a.jsonl").read_bytes() == b"1\n2\n3\n"
+
+
+def test_a_torn_line_does_not_take_the_next_one_with_it(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"1\n2")
+    DirectoryStore(tmp_path).append("a.jsonl").write(b"3\n")
+    assert (tmp_path / "a.jsonl").read_bytes() == b"1\n2\n3\n"
+
+
 def _race(root: Path, number: int, barrier: object, won: object) -> None:
     barrier.wait()  # type: ignore[attr-defined]
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,61 @@ def test_reports_of_several_threads_are_counted_one_by_one(place: Place) -> None
     assert [r["training_iteration"] for r in place.rows()] == list(range(1, 101))
 
 
+def test_the_first_iteration_takes_its_time_also_if_nobody_asked_for_a_checkpoint(place: Place) -> None:
+    place.run(
+        "import time\ntrialkeeper.get_params()\nend = time.monotonic() + 0.2\n"
+        "while time.monotonic() < end: pass\ntrialkeeper.report({'loss': 1})"
+    )
+    assert 0.2 <= place.rows()[0]["time_this_iter_s"] < 10
+
+
+def test_metrics_may_be_named_as_in_the_signature_and_a_step_must_be_whole(place: Place) -> None:
+    left = place.run(
+        "trialkeeper.report(metrics={'loss': 1}, checkpoint=None, step=2); trialkeeper.report({}, step=2.5)"
+    )
+    assert "TypeError: step is float 2.5: it must be a whole number" in left.err
+    assert len(place.rows()) == 1
+
+
+def test_the_interval_between_saves_is_told_from_the_second_on(place: Place) -> None:
+    script = SAVING + "for i in range({}): trialkeeper.report({{'loss': 1.0}}, checkpoint=save)"
+    one, two = place.run(script.format(1)), place.run(script.format(3), 2)
+    assert one.last is not None
+    assert two.last is not None
+    assert one.last.saveInterval == 0.0 < two.last.saveInterval
+
+
+def test_only_the_last_reports_function_is_called_at_the_end(place: Place) -> None:
+    """An older one may have caught an older state."""
+    place.settings["checkpoint"] = {"frequency": 0}
+    place.run(SAVING + "i = 0\ntrialkeeper.report({'loss': 1}, checkpoint=save); trialkeeper.report({'loss': 1})")
+    assert place.manifests() == []
+
+
+def test_a_schedule_counts_what_failed_and_tells_the_interval_of_what_did_not() -> None:
+    saves = due.Schedule(Policy(frequency=2), 3600.0)
+    saves.begin(10, 0.0)
+    assert saves.why(11, 1.0, stopped=False, leaving=False) is None
+    assert saves.why(12, 2.0, stopped=False, leaving=False) == "periodic"
+    saves.tried(12, 2.0, 3.0)
+    assert saves.why(13, 4.0, stopped=False, leaving=False) is None
+    assert saves.saved_iteration == 10
+    assert saves.why(13, 4.0, stopped=True, leaving=False) == "final"
+    assert saves.why(13, 4.0, stopped=True, leaving=True) == "preempted"
+    assert (saves.saved(14, 5.0), saves.saved(16, 9.0), saves.saved_iteration) == (0.0, 4.0, 16)
+
+
+def test_a_folder_below_scratch_is_moved_and_any_other_is_copied(place: Place) -> None:
+    left = place.run(
+        "import pathlib\nmine = [trialkeeper.get_context().scratch / 'm', pathlib.Path('m')]\n"
+        "for m in mine:\n    m.mkdir(); (m / 'w').write_text('x')\n"
+        "    trialkeeper.report({'loss': 1}, checkpoint=trialkeeper.Checkpoint.from_directory(m))\n"
+        "print(*(m.exists() for m in mine))"
+    )
+    assert left.out == "False True\n"
+    assert len(place.manifests()) == 2
+
+
 def test_a_checkpoint_is_reported_once(place: Place) -> None:
     left = place.run(
         "c = trialkeeper.Checkpoint.from_dict({'a': 1})\n"
@@ -238,6 +294,25 @@ def test_a_store_that_cannot_be_written_does_not_stop_the_training(place: Place)
     assert left.err.count("the store cannot be written") == 1
 
 
+@pytest.mark.parametrize("broken", ["attempts", "results", "manifests", "data"])
+def test_a_store_that_can_be_written_again_has_no_hole(broken: str, place: Place) -> None:
+    """As after a full disk: every result before a checkpoint is there, and the attempt is claimed before it."""
+    left = place.run(
+        f"import pathlib\nbad = pathlib.Path({str(place.store)!r}) / {broken!r}\n"
+        "bad.parent.mkdir(parents=True); bad.write_text('')\n"
+        "def save(folder): (folder / 'w').write_text('x')\n"
+        "for i in range(6):\n"
+        "    if i == 3: bad.unlink()\n"
+        "    trialkeeper.report({'loss': 1.0}, checkpoint=save)"
+    )
+    assert left.end == ("complete", ""), left.err
+    assert left.err.count("the store cannot be written") == 1
+    assert [r["training_iteration"] for r in place.rows()] == [1, 2, 3, 4, 5, 6]
+    assert [int(m[-12:]) for m in place.manifests()] == [4, 5, 6]
+    assert len(list((place.store / "attempts").iterdir())) == 1
+    assert len(list((place.store / "data").iterdir())) == 3, "what was never committed is left behind"
+
+
 def test_live_reports_have_the_newest_values(place: Place) -> None:
     left = place.run(SAVING + "i = 0\ntrialkeeper.report({'loss': 0.5}, checkpoint=save)\n")
     assert left.report is not None
@@ -268,6 +343,19 @@ def test_a_dictionary_survives_without_pickle() -> None:
         same = np.array_equal(found[key], value) if isinstance(value, np.ndarray) else found[key] == value
         assert same, key
         assert type(found[key]) is type(value), key
+
+
+def test_a_dictionary_that_is_never_reported_leaves_nothing_and_many_scalars_are_one_file() -> None:
+    values = [np.float64(i) for i in range(100)] + [np.bool_(True), np.datetime64("2026-11-24")]
+    made = Checkpoint.from_dict({"losses": values})
+    path = made.path
+    assert [p.name for p in path.iterdir()] == ["dict.json"]
+    found = made.to_dict()["losses"]
+    assert found == values
+    assert [type(v) for v in found] == [type(v) for v in values]
+    del made
+    gc.collect()
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("value", [object(), {1, 2}, np.array([object()]), lambda: 1])

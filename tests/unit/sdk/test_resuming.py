@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -107,6 +108,26 @@ trialkeeper.report({'loss': 0.5}, checkpoint=save)
     assert place.manifests() == ["a000001-i000000000001"]
 
 
+def test_a_zombie_leaves_no_files_behind(place: Place) -> None:
+    test_a_zombie_is_fenced_at_its_next_commit(place)
+    assert len(list((place.store / "data").iterdir())) == 1
+    assert not list(place.root.glob("scratch*/saves/*"))
+
+
+@pytest.mark.parametrize("folder", ["attempts", "manifests"])
+def test_who_cannot_read_the_store_does_not_start_over(folder: str, place: Place) -> None:
+    place.run(SAVING + KILLED_AT)
+    (place.store / folder).rename(place.store / "away")
+    (place.store / folder).write_text("")
+    left = place.run(SAVING + UNTIL, 2)
+    assert "NotADirectoryError" in left.err
+    assert place.rows(2) == []
+    (place.store / folder).unlink()
+    (place.store / "away").rename(place.store / folder)
+    place.run(SAVING + UNTIL, 3)
+    assert place.rows(3)[0]["training_iteration"] == 6
+
+
 def test_two_pods_of_one_attempt_are_not_both_in_it(place: Place) -> None:
     place.run("trialkeeper.report({'loss': 1.0})", pod="one")
     left = place.run("trialkeeper.report({'loss': 1.0})", pod="other")
@@ -118,6 +139,14 @@ def test_the_same_pod_may_come_again(place: Place) -> None:
     place.run(SAVING + KILLED_AT, pod="one")
     place.run(SAVING + KILLED_AT.replace("== 1", "== 9"), pod="one")
     assert [row["training_iteration"] for row in place.rows()] == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+
+
+def test_the_same_pod_passes_over_its_own_rotten_checkpoint(place: Place) -> None:
+    place.run(SAVING + KILLED_AT, pod="one")
+    (sorted((place.store / "data").iterdir())[-1] / "i").write_text("rot")
+    left = place.run(SAVING + UNTIL, pod="one")
+    assert left.end == ("complete", ""), left.err
+    assert [row["training_iteration"] for row in place.rows()] == [1, 2, 3, 4, 5, 5, 6, 7, 8, 9]
 
 
 def test_a_torn_last_line_of_results_is_passed_over(place: Place) -> None:
@@ -179,29 +208,44 @@ def test_sixty_kills_at_random_instants_tear_nothing(place: Place) -> None:
     assert reached > 60
 
 
-Step = st.sampled_from(["save", "die", "zombie"])
+Step = st.one_of(
+    st.sampled_from(["save", "resume", "forget"]),
+    st.tuples(st.just("zombie"), st.integers(1, 9), st.integers(1, 60)),
+    st.tuples(st.just("rot"), st.integers(1, 9)),
+)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(Step, max_size=40))
-def test_the_newest_whole_checkpoint_of_the_highest_attempts_branch_is_visible(steps: list[str]) -> None:
-    """Any interleaving of saves, deaths and zombies: a model of the truth against the reader's rule."""
+def test_the_newest_whole_checkpoint_of_the_highest_attempts_branch_is_visible(steps: list[Any]) -> None:
+    """Any interleaving of saves, resumes, restarts from nothing, rotten files and zombies of any age.
+
+    The model keeps the branch as a list, newest first; the reader has nothing but keys and records.
+    """
     attempts: dict[int, dict[str, object]] = {1: {"base": None}}
     manifests: set[str] = set()
-    current, iteration, base, best = 1, 0, None, None
+    current, iteration = 1, 0
+    branch: list[str] = []
     for step in steps:
         if step == "save":
             iteration += 1
-            best = contract.manifest_key(current, iteration)
-            manifests.add(best)
-        elif step == "die":
-            current, base = current + 1, best
-            iteration = contract.parse_manifest_key(base)[1] if base else 0  # type: ignore[index]
-            attempts[current] = {"base": base}
+            branch.insert(0, contract.manifest_key(current, iteration))
+            manifests.add(branch[0])
+        elif step == "forget":
+            current, iteration, branch = current + 1, 0, []
+            attempts[current] = {"base": None}
+        elif step == "resume" or step[0] == "rot":
+            # Rotten ones are passed over when the base is chosen; they stay in the store.
+            passed = 0 if step == "resume" else step[1]
+            branch = branch[passed:]
+            current += 1
+            attempts[current] = {"base": branch[0] if branch else None}
+            iteration = int(branch[0][19:31]) if branch else 0
         elif current > 1:
-            manifests.add(contract.manifest_key(current - 1, iteration + 50))
-        found = history.visible(manifests, attempts, current)
-        assert (contract.manifest_key(*found[0]) if found else None) == best
+            _, age, ahead = step
+            manifests.add(contract.manifest_key(max(1, current - age), iteration + ahead))
+        found = [contract.manifest_key(*m) for m in history.visible(manifests, attempts, current)]
+        assert found == branch
 
 
 def test_an_unreadable_attempt_record_costs_no_checkpoint(place: Place) -> None:

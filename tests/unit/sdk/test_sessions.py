@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from trainers import SAVING, Place
+from trialkeeper import environment
 
 LOOP = SAVING + "for i in range(start, 6):\n    trialkeeper.report({'loss': 1.0 / (i + 1)}, checkpoint=save)\n"
 
@@ -68,6 +69,62 @@ ENDS = {
         1,
         ("error", "Exception"),
     ),
+    "asked to go by the notify file, and by the signal in the middle of the save": (
+        (
+            "def save(folder):\n    os.kill(os.getpid(), 15); (folder / 'w').write_text('x')\n"
+            "trialkeeper.get_checkpoint(); open(os.environ['TRIALKEEPER_SCRATCH'] + '/preempted', 'w')\n"
+            "trialkeeper.report({'loss': 1.0}, checkpoint=save)\nprint('no')"
+        ),
+        143,
+        ("preempted", ""),
+    ),
+    "asked to go while it saves": (
+        (
+            "def save(folder):\n    os.kill(os.getpid(), 15); (folder / 'w').write_text('x')\n"
+            "trialkeeper.report({'loss': 1.0}, checkpoint=save)\nprint('no')"
+        ),
+        143,
+        ("preempted", ""),
+    ),
+    "asked to go, and then an exception": (
+        "trialkeeper.report({'loss': 1.0}); os.kill(os.getpid(), 15); raise RuntimeError('a worker was killed')",
+        1,
+        ("preempted", ""),
+    ),
+    "asked to go, and then out of memory": (
+        "trialkeeper.report({'loss': 1.0}); os.kill(os.getpid(), 15); raise MemoryError",
+        1,
+        ("error", "OutOfMemory"),
+    ),
+    "out of memory under another exception": (
+        (
+            "trialkeeper.get_params()\ntry: raise RuntimeError('CUDA out of memory')\n"
+            "except RuntimeError as cause: raise ValueError('fit failed') from cause"
+        ),
+        1,
+        ("error", "OutOfMemory"),
+    ),
+    "an exception without words": (
+        "class Odd(Exception):\n    def __str__(self): raise TypeError\ntrialkeeper.get_params()\nraise Odd",
+        1,
+        ("error", "Exception"),
+    ),
+    "an exception in the thread that reports": (
+        (
+            "import threading\ndef work():\n    trialkeeper.report({'loss': 1}); raise ValueError('x')\n"
+            "t = threading.Thread(target=work); t.start(); t.join()"
+        ),
+        0,
+        ("error", "Exception"),
+    ),
+    "an exception in another thread": (
+        (
+            "import threading\ndef work(): raise ValueError('x')\ntrialkeeper.report({'loss': 1})\n"
+            "t = threading.Thread(target=work); t.start(); t.join()"
+        ),
+        0,
+        ("complete", ""),
+    ),
     "asked to go, and left by itself": (
         "trialkeeper.report({'loss': 1.0}); os.kill(os.getpid(), 15); sys.exit(0)",
         0,
@@ -87,6 +144,48 @@ def test_the_marker_says_how_it_ended(name: str, place: Place) -> None:
 def test_asked_twice_it_goes_at_once(place: Place) -> None:
     left = place.run("trialkeeper.get_params()\nos.kill(os.getpid(), 15)\nos.kill(os.getpid(), 15)\nprint('no')")
     assert (left.code, left.out) == (-15, "")
+
+
+def test_the_end_of_a_worker_is_not_taken_for_its_own(place: Place) -> None:
+    """Pools and loaders end their workers by SIGTERM, and these were forked with everything that listens to it."""
+    left = place.run(
+        "import multiprocessing\ntrialkeeper.get_checkpoint()\n"
+        "def work(queue):\n    queue.put(1)\n    signal.pause()\n"
+        "context = multiprocessing.get_context('fork'); queue = context.SimpleQueue()\n"
+        "worker = context.Process(target=work, args=(queue,)); worker.start(); queue.get()\n"
+        "worker.terminate(); worker.join(); print(worker.exitcode)\n"
+        "from trialkeeper import signals\nsignals._looked_at = 0.0\ntrialkeeper.report({'loss': 1})"
+    )
+    assert left.out == "-15\n"
+    assert (left.code, left.end) == (0, ("complete", "")), left.err
+
+
+@pytest.mark.parametrize(
+    ("first", "error"),
+    [
+        ("os.kill(os.getpid(), 15)", "TrialPreempted"),
+        ("metrics['loss'] = float('nan')", "TrialStopped"),
+    ],
+)
+def test_a_trainer_that_swallows_its_exit_gets_it_again_and_reports_no_more(
+    first: str, error: str, place: Place
+) -> None:
+    left = place.run(
+        SAVING + f"i = 0\nmetrics = {{'loss': 1.0}}\ntrialkeeper.report(metrics, checkpoint=save)\n{first}\n"
+        "for i in range(1, 4):\n"
+        "    try: trialkeeper.report(metrics, checkpoint=save)\n"
+        "    except BaseException as left: print(type(left).__name__)"
+    )
+    assert left.out == f"{error}\n" * 3
+    assert len(place.rows()) == 2
+
+
+def test_the_message_covers_what_was_there_before(place: Place) -> None:
+    log = Path(place.env(1)["TRIALKEEPER_TERMINATION_LOG"])
+    log.write_text("x" * 9000)
+    left = place.run("trialkeeper.get_params()")
+    assert left.end == ("complete", "")
+    assert log.stat().st_size <= 4096
 
 
 def test_an_exception_tells_type_message_and_place(place: Place) -> None:
@@ -194,3 +293,72 @@ def test_a_plain_run_says_where_things_go_and_resumes_when_asked(tmp_path: Path)
         assert "TRIALKEEPER_RESUME=1" in done.stderr
     assert outs == ["0 1 2 3 4 5 ", "0 1 2 3 4 5 ", ""]
     assert sorted(p.name for p in (tmp_path / "trialkeeper-store" / "mine").iterdir()) == ["00001", "00002"]
+
+
+def _plain(folder: Path, script: str, **more: str) -> subprocess.Popen[str]:
+    (folder / "mine.py").write_text("import os, sys, trialkeeper\n" + script)
+    env = {k: v for k, v in os.environ.items() if not k.startswith("TRIALKEEPER_")} | more
+    return subprocess.Popen(
+        [sys.executable, "mine.py"],
+        cwd=folder,
+        env=env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_plain_runs_at_the_same_time_have_folders_of_their_own(tmp_path: Path) -> None:
+    script = "trialkeeper.get_params(); sys.stdin.read(); trialkeeper.report({'loss': 1})"
+    runs = [_plain(tmp_path, script) for _ in range(3)]
+    for run in runs:
+        assert run.communicate("go", timeout=60)[1].count("Error") == 0
+        assert run.returncode == 0
+    assert sorted(p.name for p in (tmp_path / "trialkeeper-store" / "mine").iterdir()) == ["00001", "00002", "00003"]
+
+
+def test_a_plain_runs_spawned_worker_is_in_the_same_trial(tmp_path: Path) -> None:
+    script = """
+import multiprocessing
+def work(queue):
+    checkpoint = trialkeeper.get_checkpoint()
+    queue.put((trialkeeper.get_context().trial, checkpoint.to_dict()))
+if __name__ == "__main__":
+    trialkeeper.report({'loss': 1.0}, checkpoint=trialkeeper.Checkpoint.from_dict({'a': 7}))
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    worker = context.Process(target=work, args=(queue,))
+    worker.start()
+    print(queue.get(timeout=30), trialkeeper.get_context().trial)
+    worker.join()
+"""
+    out, err = _plain(tmp_path, script).communicate(timeout=60)
+    assert out == "('mine-1', {'a': 7}) mine-1\n", err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("TRIALKEEPER_ATTEMPT", "two", "TRIALKEEPER_ATTEMPT is not a whole number: 'two'"),
+        ("TRIALKEEPER_MTBF_SECONDS", "-1", "TRIALKEEPER_MTBF_SECONDS is not a number: '-1'"),
+        ("TRIALKEEPER_PARAMS", "[1]", "TRIALKEEPER_PARAMS is not a JSON object"),
+        ("TRIALKEEPER_SETTINGS", "{", "TRIALKEEPER_SETTINGS is not JSON"),
+        ("TRIALKEEPER_STORE", "s3://bucket", "is not a file:// URL"),
+        ("TRIALKEEPER_STORE", "file://host/x", "is not a file:// URL of this machine"),
+    ],
+)
+def test_a_variable_that_cannot_be_used_is_named(name: str, value: str, words: str) -> None:
+    good = {"TRIALKEEPER_ATTEMPT": "1", "TRIALKEEPER_STORE": "file:///x%20y"}
+    assert environment.read(good).folder == Path("/x y/trial")
+    with pytest.raises(ValueError, match=words):
+        environment.read(good | {name: value})
+
+
+def test_the_command_without_its_packages_says_what_to_install() -> None:
+    code = "import sys; sys.modules['click'] = None; from trialkeeper.command_line import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "trialkeeper: the commands need a few more packages: pip install 'trialkeeper[local]'"
+    ]

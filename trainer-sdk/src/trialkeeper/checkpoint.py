@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
-
-from trialkeeper import codec
 
 Kind = Literal["directory", "dict", "pickle"]
 
@@ -27,7 +23,7 @@ class Checkpoint:
         path: Path,
         *,
         kind: Kind = "directory",
-        ours: bool = False,
+        ours: bool | None = False,
         metrics: Mapping[str, Any] | None = None,
         iteration: int = 0,
         step: int | None = None,
@@ -35,7 +31,7 @@ class Checkpoint:
     ) -> None:
         self.path = path
         self.kind: Kind = kind
-        self.ours = ours  # whether the files may be moved away
+        self.ours = ours  # whether the files may be moved away; None: if they are in the scratch folder
         self.metrics: Mapping[str, Any] = metrics or {}
         self.iteration = iteration
         self.step = step
@@ -46,8 +42,10 @@ class Checkpoint:
         return f"Checkpoint({os.fspath(self.path)!r}, iteration={self.iteration})"
 
     @classmethod
-    def from_directory(cls, path: str | os.PathLike[str], *, move: bool = False) -> Checkpoint:
-        """The files below `path`, which are copied when it is reported, or moved with `move=True`.
+    def from_directory(cls, path: str | os.PathLike[str], *, move: bool | None = None) -> Checkpoint:
+        """The files below `path`: when it is reported they are moved away if `move`, else copied.
+
+        Without a word they are moved from below the scratch folder, and copied from anywhere else.
 
         :raises NotADirectoryError: if it is no folder.
         """
@@ -64,21 +62,41 @@ class Checkpoint:
 
         :raises TypeError: if it holds what needs pickle; the message says where.
         """
-        folder = Path(tempfile.mkdtemp(prefix="trialkeeper-dict-"))
-        try:
-            if format == "pickle":
-                import pickle
+        import tempfile
+        import weakref
 
-                (folder / codec.PICKLE_FILE).write_bytes(pickle.dumps(dict(data)))
-            else:
-                codec.write(data, folder)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        return cls(folder, kind="dict" if format == "safe" else "pickle", ours=True)
+        from trialkeeper import codec
+
+        folder = Path(tempfile.mkdtemp(prefix="trialkeeper-dict-"))
+        made = cls(folder, kind="dict" if format == "safe" else "pickle", ours=True)
+        weakref.finalize(made, _forget, folder, os.getpid())
+        if format == "pickle":
+            import pickle
+
+            (folder / codec.PICKLE_FILE).write_bytes(pickle.dumps(dict(data)))
+        else:
+            codec.write(data, folder)
+        return made
+
+    def hand_over(self, folder: Path, scratch: Path) -> None:
+        """Move or copy the files into `folder`, which does not exist yet.
+
+        :raises ValueError: if there are none any more.
+        """
+        import shutil
+
+        if not self.path.is_dir():
+            raise ValueError("this Checkpoint has been reported already, or its folder is gone: make a new one")
+        if self.ours or (self.ours is None and self.path.is_relative_to(scratch.resolve())):
+            shutil.move(self.path, folder)
+        else:
+            shutil.copytree(self.path, folder, symlinks=True)
 
     def to_directory(self, path: str | os.PathLike[str] | None = None) -> Path:
         """A copy of the files that may be changed, in `path` or in a new temporary folder."""
+        import shutil
+        import tempfile
+
         target = Path(path) if path is not None else Path(tempfile.mkdtemp(prefix="trialkeeper-checkpoint-"))
         shutil.copytree(self.path, target, dirs_exist_ok=True)
         return target
@@ -93,6 +111,8 @@ class Checkpoint:
 
         :raises ValueError: if the checkpoint was not made by `from_dict`, or was pickled and that is not allowed.
         """
+        from trialkeeper import codec
+
         if (self.path / codec.PICKLE_FILE).is_file() and self.kind == "pickle":
             if not allow_pickle:
                 raise ValueError(
@@ -106,3 +126,11 @@ class Checkpoint:
         if not (self.path / codec.FILE).is_file():
             raise ValueError("this checkpoint holds files, not a dictionary: use as_directory() or path")
         return codec.read(self.path)
+
+
+def _forget(folder: Path, process: int) -> None:
+    """Remove what was never reported; a forked child leaves its parent's alone."""
+    import shutil
+
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import binascii
 import json
 import math
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ def _pack(value: Any, path: str, arrays: list[Any]) -> Any:
     if type(value) is float:
         return value if math.isfinite(value) else {_TAG: "float", "value": repr(value)}
     if isinstance(value, (bytes, bytearray)):
-        return {_TAG: "bytes", "value": base64.b64encode(value).decode()}
+        return {_TAG: "bytes", "value": binascii.b2a_base64(value).decode()}
     if isinstance(value, Mapping):
         if all(type(k) is str for k in value) and _TAG not in value:
             return {k: _pack(v, f"{path}[{k!r}]", arrays) for k, v in value.items()}
@@ -46,9 +46,10 @@ def _pack(value: Any, path: str, arrays: list[Any]) -> Any:
         items = [_pack(v, f"{path}[{i}]", arrays) for i, v in enumerate(value)]
         return items if type(value) is list else {_TAG: "tuple", "value": items}
     if type(value).__module__ == "numpy" and hasattr(value, "dtype") and not value.dtype.hasobject:
+        if value.ndim == 0 and type(value).__name__ != "ndarray" and value.dtype.names is None:
+            return {_TAG: "scalar", "type": value.dtype.str, "value": binascii.b2a_base64(value.tobytes()).decode()}
         arrays.append(value)
-        kind = "array" if hasattr(value, "__array_finalize__") and type(value).__name__ == "ndarray" else "scalar"
-        return {_TAG: kind, "value": len(arrays) - 1}
+        return {_TAG: "array", "value": len(arrays) - 1}
     raise TypeError(
         f"{path} is {type(value).__name__}, which needs pickle: convert it to numbers, text, lists or numpy arrays, "
         'save files with Checkpoint.from_directory, or pass format="pickle"'
@@ -80,14 +81,17 @@ def _unpack(value: Any, folder: Path) -> Any:
     if tag == "float":
         return float(str(inner))
     if tag == "bytes":
-        return base64.b64decode(str(inner))
+        return binascii.a2b_base64(str(inner))
     if tag == "tuple":
         return tuple(_unpack(v, folder) for v in inner or ())
     if tag == "dict":
         return {_unpack(k, folder): _unpack(v, folder) for k, v in inner or ()}
-    if tag in ("array", "scalar"):
+    if tag == "scalar":
         import numpy as np
 
-        array = np.load(folder / f"array-{int(str(inner))}.npy", allow_pickle=False)
-        return array if tag == "array" else array[()]
+        return np.frombuffer(binascii.a2b_base64(str(inner)), dtype=np.dtype(str(value["type"])))[0]
+    if tag == "array":
+        import numpy as np
+
+        return np.load(folder / f"array-{int(str(inner))}.npy", allow_pickle=False)
     raise ValueError(f"unknown tag {tag!r}")

@@ -13,6 +13,8 @@ SUMMARIES = {  # so that `--help` loads no command
     "run": "Run an experiment on this machine, and resume it.",
     "drill": "Kill a trainer a few times and say whether it resumes.",
 }
+USAGE_ERROR = 2
+_MORE = "pip install 'trialkeeper[local]'"
 
 
 def main() -> None:
@@ -20,7 +22,8 @@ def main() -> None:
     try:
         import click
     except ImportError:
-        sys.exit("trialkeeper: the commands need a few more packages: pip install 'trialkeeper[local]'")
+        sys.stderr.write(f"trialkeeper: the commands need a few more packages: {_MORE}\n")
+        sys.exit(USAGE_ERROR)
 
     found: dict[str, EntryPoint] = {point.name: point for point in entry_points(group=GROUP)}
 
@@ -32,12 +35,20 @@ def main() -> None:
 
         def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
             point = found.get(cmd_name)
-            loaded: Any = point.load() if point is not None else None
+            if point is None:
+                if cmd_name in SUMMARIES:
+                    ctx.fail(f"{cmd_name} needs a few more packages: {_MORE}")
+                return None
+            try:
+                loaded: Any = point.load()
+            except ImportError as missing:
+                ctx.fail(f"{cmd_name} cannot be loaded ({missing}): {_MORE}")
             return loaded if isinstance(loaded, click.Command) else None
 
         def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-            with formatter.section("Commands"):
-                formatter.write_dl([(name, SUMMARIES.get(name, "")) for name in self.list_commands(ctx)])
+            if found:
+                with formatter.section("Commands"):
+                    formatter.write_dl([(name, SUMMARIES.get(name, "")) for name in self.list_commands(ctx)])
 
     group = Commands(name="trialkeeper", help="Checkpointed trials: nothing is lost when a pod dies.")
     click.version_option(__version__, prog_name="trialkeeper")(group)

@@ -13,6 +13,8 @@ from trialkeeper import session
 class Params(dict[str, Any]):
     """The trial's parameters, by key or as attributes: `p["lr"]` is `p.lr`."""
 
+    __slots__ = ()  # so that `p.lr = 1` is refused instead of making the two differ
+
     def __getattr__(self, name: str) -> Any:
         try:
             return self[name]

@@ -1,4 +1,4 @@
-"""When a save function is called: pure, over what was set, what was measured, and what has just happened."""
+"""When a save function is called: over what was set, what was measured, and what has just happened."""
 
 from __future__ import annotations
 
@@ -36,3 +36,40 @@ def due(policy: Policy, *, iterations: int, seconds: float, cost: float | None, 
     by_count = bool(policy.frequency) and iterations >= (policy.frequency or 0)
     by_clock = bool(policy.interval) and seconds >= (policy.interval or 0.0)
     return by_count or by_clock
+
+
+class Schedule:
+    """The saves of one attempt. Moments are on one monotonic clock, given by the caller."""
+
+    def __init__(self, policy: Policy, mtbf: float) -> None:
+        self.policy = policy
+        self._mtbf = mtbf
+        self._cost: float | None = None
+        self._tried_iteration, self._tried_at = 0, 0.0
+        self._saved_at: float | None = None
+        self.saved_iteration = 0
+
+    def begin(self, iteration: int, moment: float) -> None:
+        """Count from a base, where nothing needs to be saved."""
+        self.saved_iteration = self._tried_iteration = iteration
+        self._tried_at = moment
+
+    def why(self, iteration: int, moment: float, *, stopped: bool, leaving: bool) -> str | None:
+        """Why a save is due at an iteration, as its manifest will say; None if it is not."""
+        if leaving:
+            return "preempted"
+        if stopped and self.policy.at_end:
+            return "final"
+        iterations, seconds = iteration - self._tried_iteration, moment - self._tried_at
+        timely = due(self.policy, iterations=iterations, seconds=seconds, cost=self._cost, mtbf=self._mtbf)
+        return "periodic" if timely else None
+
+    def tried(self, iteration: int, start: float, end: float) -> None:
+        """A save was tried. One that failed counts, so that a full disk does not make every iteration pay for it."""
+        self._cost, self._tried_iteration, self._tried_at = end - start, iteration, end
+
+    def saved(self, iteration: int, end: float) -> float:
+        """A save has succeeded: the seconds since the one before it in this attempt, 0 if it was the first."""
+        interval = 0.0 if self._saved_at is None else end - self._saved_at
+        self.saved_iteration, self._saved_at = iteration, end
+        return interval

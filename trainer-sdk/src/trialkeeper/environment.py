@@ -6,14 +6,14 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from trialkeeper import contract
 
 PLAIN_STORE = "trialkeeper-store"
+ENV_PLAIN = "TRIALKEEPER_PLAIN"  # set by a plain run for its workers: attempt:folder
 DEFAULT_MTBF = 6 * 3600.0
 
 
@@ -44,10 +44,34 @@ def path_of(url: str) -> Path:
 
     :raises ValueError: if it is another kind of URL.
     """
-    parts = urlsplit(url)
-    if parts.scheme != "file":
-        raise ValueError(f"{url!r} is not a file:// URL, and this version of trialkeeper knows no other store")
-    return Path(unquote(parts.path))
+    path = url.removeprefix("file://").removeprefix("localhost")
+    if not url.startswith("file://") or not path.startswith("/"):
+        raise ValueError(f"{url!r} is not a file:// URL of this machine, and trialkeeper knows no other store yet")
+    if "%" in path:
+        from urllib.parse import unquote
+
+        path = unquote(path)
+    return Path(path)
+
+
+def _number(env: Mapping[str, str], name: str, default: float) -> float:
+    """A variable's number, not negative."""
+    text = env.get(name) or str(default)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} is not a number: {text[:80]!r}")
+    return value
+
+
+def _whole(env: Mapping[str, str], name: str, default: int) -> int:
+    text = env.get(name) or str(default)
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{name} is not a whole number: {text[:80]!r}") from None
 
 
 def _json(env: Mapping[str, str], name: str) -> dict[str, Any]:
@@ -63,42 +87,44 @@ def _json(env: Mapping[str, str], name: str) -> dict[str, Any]:
     return value
 
 
-def read(env: Mapping[str, str]) -> Environment:
-    """The environment of this process; a plain run's if no operator has set it.
+def read(env: Mapping[str, str], *, worker: bool = False) -> Environment:
+    """The environment of this process; a plain run's if no operator has set it, its parent's in a plain `worker`.
 
     :raises ValueError: if a variable has a value that cannot be used; the message names it.
     """
     if contract.ENV_STORE not in env or contract.ENV_ATTEMPT not in env:
-        return _plain(env)
+        return _plain(env, env.get(ENV_PLAIN, "") if worker else "")
     return Environment(
         plain=False,
         namespace=env.get(contract.ENV_NAMESPACE, ""),
         experiment=env.get(contract.ENV_EXPERIMENT, ""),
         trial=env.get(contract.ENV_TRIAL, ""),
-        index=int(env.get(contract.ENV_INDEX, "0")),
-        attempt=int(env[contract.ENV_ATTEMPT]),
+        index=_whole(env, contract.ENV_INDEX, 0),
+        attempt=_whole(env, contract.ENV_ATTEMPT, 1),
         pod_uid=env.get(contract.ENV_POD_UID, ""),
-        seed=int(env.get(contract.ENV_SEED, "0")),
+        seed=_whole(env, contract.ENV_SEED, 0),
         parameters=_json(env, contract.ENV_PARAMS),
         settings=_json(env, contract.ENV_SETTINGS),
         folder=path_of(env[contract.ENV_STORE]) / env.get(contract.ENV_PREFIX, "trial"),
-        scratch=Path(env.get(contract.ENV_SCRATCH) or _default_scratch()),
+        scratch=Path(env.get(contract.ENV_SCRATCH) or _default_scratch(env)),
         termination_log=Path(env.get(contract.ENV_TERMINATION_LOG, "/dev/termination-log")),
         report_file=path_of(env[contract.ENV_REPORT]) if env.get(contract.ENV_REPORT) else None,
-        mtbf=float(env.get(contract.ENV_MTBF_SECONDS, DEFAULT_MTBF)),
+        mtbf=_number(env, contract.ENV_MTBF_SECONDS, DEFAULT_MTBF),
         hold=_hold(env),
     )
 
 
 def _hold(env: Mapping[str, str]) -> int:
     places = [int(place) for place in env.get(contract.ENV_HOLD, "").split(",") if place]
-    return dict(enumerate(places, 1)).get(int(env[contract.ENV_ATTEMPT]), 0)
+    return dict(enumerate(places, 1)).get(_whole(env, contract.ENV_ATTEMPT, 1), 0)
 
 
-def _default_scratch() -> str:
+def _default_scratch(env: Mapping[str, str]) -> str:
+    """The same folder for every process of a pod."""
     from tempfile import gettempdir
 
-    return str(Path(gettempdir()) / f"trialkeeper-{os.getuid()}-{os.getpid()}")
+    pod = "".join(c for c in env.get(contract.ENV_POD_UID, "") if c.isalnum() or c == "-")
+    return str(Path(gettempdir()) / f"trialkeeper-{os.getuid()}-{pod or env.get(contract.ENV_ATTEMPT)}")
 
 
 def _script() -> str:
@@ -107,22 +133,25 @@ def _script() -> str:
     return "".join(c if c.isalnum() or c in "-_" else "-" for c in name) or "script"
 
 
-def _plain(env: Mapping[str, str]) -> Environment:
+def _plain(env: Mapping[str, str], parent: str) -> Environment:
     root = Path.cwd() / PLAIN_STORE / _script()
     numbers = sorted(int(p.name) for p in root.glob("[0-9]*") if p.name.isdigit())
-    resume = env.get(contract.ENV_RESUME) == "1" and bool(numbers)
-    number = numbers[-1] if resume else (numbers[-1] if numbers else 0) + 1
+    number = numbers[-1] if numbers and env.get(contract.ENV_RESUME) == "1" else (numbers[-1] if numbers else 0) + 1
     folder = root / f"{number:05d}"
     attempts = [a for p in folder.glob("attempts/*.json") if (a := contract.parse_attempt_key(f"attempts/{p.name}"))]
+    attempt = max(attempts, default=0) + 1
+    if parent:
+        said, _, place = parent.partition(":")
+        attempt, folder = int(said), Path(place)
     return Environment(
         plain=True,
         namespace="",
-        experiment=_script(),
-        trial=f"{_script()}-{number}",
-        index=number,
-        attempt=max(attempts, default=0) + 1,
+        experiment=folder.parent.name,
+        trial=f"{folder.parent.name}-{int(folder.name)}",
+        index=int(folder.name),
+        attempt=attempt,
         pod_uid=f"plain-{os.getpid()}-{os.urandom(4).hex()}",
-        seed=int(env.get(contract.ENV_SEED, "0")),
+        seed=_whole(env, contract.ENV_SEED, 0),
         parameters=_json(env, contract.ENV_PARAMS),
         settings=_json(env, contract.ENV_SETTINGS),
         folder=folder,
@@ -131,3 +160,22 @@ def _plain(env: Mapping[str, str]) -> Environment:
         report_file=None,
         mtbf=DEFAULT_MTBF,
     )
+
+
+def reserved(env: Environment) -> Environment:
+    """A plain run's environment with a folder that is its own, also when several start at once; told to its workers."""
+    while env.attempt == 1:
+        try:
+            env.folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            if not env.folder.is_dir():
+                break
+            number = int(env.folder.name) + 1
+            folder = env.folder.with_name(f"{number:05d}")
+            trial = f"{env.experiment}-{number}"
+            env = replace(env, folder=folder, scratch=folder / "scratch", index=number, trial=trial)
+        except OSError:
+            break  # said when something is to be written
+    os.environ[ENV_PLAIN] = f"{env.attempt}:{env.folder}"
+    return env

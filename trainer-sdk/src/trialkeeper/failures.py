@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import traceback
+from collections.abc import Iterator
 from types import TracebackType
 
 from trialkeeper import contract
 
 FRAMES = 4  # of the traceback's end are told
+CAUSES = 8  # of an exception are looked at
 
 _MEMORY = re.compile(r"out of memory|RESOURCE_EXHAUSTED|cannot allocate memory|Unable to allocate", re.IGNORECASE)
 _DEVICE = re.compile(
@@ -20,16 +22,37 @@ _DEVICE = re.compile(
 
 def describe(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> tuple[str, str, str]:
     """(end, reason, text) of an uncaught exception; the text has type, message and last frames."""
-    message = str(error)
-    if issubclass(kind, KeyboardInterrupt):
-        reason = "Interrupted"
-    elif issubclass(kind, MemoryError) or "OutOfMemory" in kind.__name__ or _MEMORY.search(message):
-        reason = contract.REASON_OOM
-    elif _DEVICE.search(message):
-        reason = contract.REASON_DEVICE
-    else:
-        reason = contract.REASON_EXCEPTION
+    reasons = {_reason(cause) for cause in _causes(error)}
+    for reason in (contract.REASON_OOM, contract.REASON_DEVICE, contract.REASON_INTERRUPTED, contract.REASON_EXCEPTION):
+        if reason in reasons:
+            break
     frames = traceback.extract_tb(trace)[-FRAMES:]
     where = " < ".join(f"{f.filename.rpartition('/')[2]}:{f.lineno} {f.name}" for f in reversed(frames))
-    text = f"{kind.__name__}: {message[:600]}" + (f" (at {where})" if where else "")
+    text = f"{kind.__name__}: {_words(error)[:600]}" + (f" (at {where})" if where else "")
     return contract.END_ERROR, reason, text[: contract.ERROR_LIMIT]
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception and what it was raised from: libraries wrap what the device said."""
+    cause: BaseException | None = error
+    for _ in range(CAUSES):
+        if cause is None:
+            return
+        yield cause
+        cause = cause.__cause__
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "an exception that cannot be put into words"
+
+
+def _reason(error: BaseException) -> str:
+    words = _words(error)
+    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or _MEMORY.search(words):
+        return contract.REASON_OOM
+    if _DEVICE.search(words):
+        return contract.REASON_DEVICE
+    return contract.REASON_INTERRUPTED if isinstance(error, KeyboardInterrupt) else contract.REASON_EXCEPTION

@@ -5,7 +5,6 @@ A reader trusts nothing but a manifest whose own hash fits, and no file whose si
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -50,10 +49,12 @@ class Progress:
 
 
 def _parts(path: Path) -> list[str]:
+    from hashlib import sha256
+
     hashes = []
     with path.open("rb") as file:
         while part := file.read(PART_SIZE):
-            hashes.append(hashlib.sha256(part).hexdigest())
+            hashes.append(sha256(part).hexdigest())
     return hashes
 
 
@@ -79,8 +80,10 @@ def inventory(folder: Path) -> list[dict[str, Any]]:
 
 def encode(manifest: Mapping[str, Any]) -> bytes:
     """A manifest as it is stored, with its own hash."""
+    from hashlib import sha256
+
     body = {k: v for k, v in manifest.items() if k != "sha256Self"}
-    own = hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    own = sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
     return json.dumps({**body, "sha256Self": own}, sort_keys=True, separators=(",", ":")).encode()
 
 

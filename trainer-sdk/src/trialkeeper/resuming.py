@@ -26,12 +26,12 @@ class Superseded(RuntimeError):
 
 @dataclass(frozen=True)
 class Begun:
-    """Where an attempt has begun. `refusal`: why the claim could not be written, if it could not."""
+    """Where an attempt begins, and the record that claims it."""
 
     base: Checkpoint | None
     reference: CheckpointRef | None
     resumed: Resumed
-    refusal: OSError | None = None
+    record: Mapping[str, Any]
 
 
 def load(store: Store, key: str) -> Checkpoint:
@@ -67,9 +67,10 @@ def newest(store: Store, attempt: int) -> Checkpoint | None:
 
 
 def begin(store: Store, env: Environment, *, asked: bool) -> Begun:
-    """Begin an attempt: from its newest checkpoint if the trainer `asked` for it, else from the start.
+    """Where an attempt begins: at its newest checkpoint if the trainer `asked` for it, else at the start.
 
-    :raises Superseded: if the attempt is not this pod's to begin.
+    :raises Superseded: if a later attempt has begun.
+    :raises OSError: if the store cannot be read.
     """
     base = newest(store, env.attempt) if asked else None
     attempts = history.records(store)
@@ -80,48 +81,48 @@ def begin(store: Store, env: Environment, *, asked: bool) -> Begun:
         )
     if any(number > env.attempt for number in attempts):
         raise Superseded("a later attempt of this trial has begun")
-    iteration = base.iteration if base else 0
-    lost, before = history.lost(store, attempts, env.attempt, iteration)
-    refusal = _claim(store, env, base, lost, before, attempts)
+    lost, before = history.lost(store, attempts, env.attempt, base.iteration if base else 0)
+    return _begun(env, base, lost, before)
+
+
+def begin_blindly(env: Environment) -> Begun:
+    """A start without a look at the store, for a trainer that did not ask for a checkpoint anyway."""
+    return _begun(env, None, 0, 0)
+
+
+def _begun(env: Environment, base: Checkpoint | None, lost: int, before: int) -> Begun:
     reference = None
     if base is not None:
         key = contract.manifest_key(base.attempt, base.iteration)
         reference = CheckpointRef(base.attempt, base.iteration, key, float(base.manifest["reported"]))
+    now = time.time()
     resumed = Resumed(
         attempt=base.attempt if base else 0,
-        iteration=iteration,
-        time=reference.time if reference else time.time(),
+        iteration=base.iteration if base else 0,
+        time=reference.time if reference else now,
         lostIterations=lost,
         lostBefore=before,
     )
-    return Begun(base, reference, resumed, refusal)
-
-
-def _claim(
-    store: Store,
-    env: Environment,
-    base: Checkpoint | None,
-    lost: int,
-    before: int,
-    attempts: Mapping[int, Mapping[str, Any]],
-) -> OSError | None:
-    """Put this attempt's record; one that is there already is ours only if this pod wrote it."""
     record = {
         "attempt": env.attempt,
         "podUid": env.pod_uid,
-        "base": contract.manifest_key(base.attempt, base.iteration) if base else None,
+        "base": reference.key if reference else None,
         "continues": True,
-        "time": time.time(),
+        "time": now,
         "lostIterations": lost,
         "lostBefore": before,
     }
+    return Begun(base, reference, resumed, record)
+
+
+def claim(store: Store, env: Environment, record: Mapping[str, Any]) -> None:
+    """Put this attempt's record; one that is there already is ours only if this pod wrote it.
+
+    :raises Superseded: if another pod has.
+    :raises OSError: if the store cannot be written.
+    """
     try:
         store.put_new(contract.attempt_key(env.attempt), json.dumps(record).encode())
     except AlreadyThere:
-        # Read once more: of two pods that race, the one that lost has not seen the winner's record before.
-        known = attempts.get(env.attempt) or history.records(store).get(env.attempt, {})
-        if known.get("podUid") != env.pod_uid:
+        if history.records(store).get(env.attempt, {}).get("podUid") != env.pod_uid:
             raise Superseded(f"attempt {env.attempt} was begun by another pod") from None
-    except OSError as error:
-        return error
-    return None

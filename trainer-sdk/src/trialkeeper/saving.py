@@ -7,8 +7,8 @@ A crash between any two leaves files that no reader will ever look at.
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,33 +18,44 @@ from trialkeeper import contract, manifest
 from trialkeeper.checkpoint import Checkpoint
 from trialkeeper.contract import CheckpointRef
 from trialkeeper.environment import Environment
-from trialkeeper.errors import StaleAttempt
+from trialkeeper.errors import CheckpointCorrupt, StaleAttempt
 from trialkeeper.manifest import Progress
-from trialkeeper.store import AlreadyThere, Appender, Store
+from trialkeeper.store import AlreadyThere, Appender, Missing, Store
 
 Save = Callable[[Path], None]
 
 
+class NotStaged(OSError):
+    """Raised when the scratch folder cannot take a checkpoint: it is full, or may not be written."""
+
+
 def staged(source: Checkpoint | Save, scratch: Path) -> tuple[Path, str]:
-    """(a folder of ours with the trainer's files, their kind); what a failing `save` left is removed."""
-    parent = scratch / "saves"
-    folder = parent / f"{os.getpid()}-{os.urandom(4).hex()}"
-    parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(source, Checkpoint):
-        if not source.path.is_dir():
-            raise ValueError("this Checkpoint has been reported already, or its folder is gone: make a new one")
-        if source.ours:
-            shutil.move(source.path, folder)
-        else:
-            shutil.copytree(source.path, folder, symlinks=True)
-        return folder, source.kind
-    folder.mkdir()
+    """(a folder of ours with the trainer's files, their kind); what a failing `save` left is removed.
+
+    :raises NotStaged: if it is not the trainer's fault; whatever `save` raises is.
+    """
+    folder = scratch / "saves" / f"{os.getpid()}-{os.urandom(4).hex()}"
+    try:
+        if isinstance(source, Checkpoint):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            source.hand_over(folder, scratch)
+            return folder, source.kind
+        folder.mkdir(parents=True)
+    except OSError as error:
+        _remove(folder)
+        raise NotStaged(*error.args) from error
     try:
         source(folder)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         raise
     return folder, "directory"
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def newest_attempt(store: Store) -> int:
@@ -76,14 +87,9 @@ def commit(
     key = contract.manifest_key(env.attempt, progress.iteration)
     try:
         files = manifest.inventory(folder)
-        store.take(folder, data)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         raise
-    if newest_attempt(store) > env.attempt:
-        raise StaleAttempt
-    if results is not None:
-        results.sync()
     body = {
         "v": contract.VERSION,
         "attempt": env.attempt,
@@ -100,11 +106,34 @@ def commit(
         "files": files,
         "data": data,
     }
+    reference = CheckpointRef(env.attempt, progress.iteration, key, reported)
     try:
+        store.take(folder, data)
+        if newest_attempt(store) > env.attempt:
+            raise StaleAttempt
+        if results is not None:
+            results.sync()
         store.put_new(key, manifest.encode(body))
-    except AlreadyThere:
-        raise StaleAttempt from None
-    return CheckpointRef(env.attempt, progress.iteration, key, reported)
+    except BaseException as failure:
+        _remove(folder)
+        there = _abandon(store, key, data)
+        if isinstance(failure, AlreadyThere):
+            if there.get("writer", {}).get("podUid") == env.pod_uid:
+                return reference  # an earlier life of this pod was here
+            raise StaleAttempt from None
+        raise
+    return reference
+
+
+def _abandon(store: Store, key: str, data: str) -> Mapping[str, Any]:
+    """Free the files of a commit that failed, unless its manifest is there after all; the manifest that is there."""
+    there: Mapping[str, Any] = {}
+    with contextlib.suppress(OSError):
+        with contextlib.suppress(Missing, CheckpointCorrupt):
+            there = manifest.decode(store.get(key))
+        if there.get("data") != data:
+            store.delete(data)
+    return there
 
 
 def _version() -> str:

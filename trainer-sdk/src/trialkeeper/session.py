@@ -42,16 +42,23 @@ def current() -> Session:
     if _current is None:
         with _opening:
             if _current is None:
-                session = Session(environment.read(os.environ))
+                session = Session(environment.read(os.environ, worker=is_worker()))
                 session.open()
                 _current = session
     return _current
 
 
 def _forked() -> None:
-    """A forked child is a reader, whatever its parent was."""
-    if _current is not None:
-        _current.owner = False
+    """A forked child is a reader, whatever its parent was; what another thread held there is not held here."""
+    global _opening
+    _opening = threading.RLock()
+    if _current is None:
+        return
+    _current.owner = False
+    _current.lock = threading.RLock()
+    signals = sys.modules.get("trialkeeper.signals")
+    if signals is not None:
+        signals.forked()
 
 
 class Session:
@@ -61,13 +68,16 @@ class Session:
         self.env = env
         self.owner = False
         self.signalled = False
+        self.lock = threading.RLock()  # held while this process reports
+        self.opened_at = time.monotonic()
+        self.thread: int | None = None  # the one that reported last
+        self.failure: tuple[type[BaseException], BaseException, TracebackType | None] | None = None
         self.message = Message(attempt=env.attempt, podUid=env.pod_uid, started=time.time(), time=time.time())
         self.refresh: Callable[[], None] | None = None  # brings `message` up to the last report
         self.before_end: Callable[[], None] | None = None  # what reporting wants done before a complete end
         self.last_words: Callable[[Message], None] | None = None  # what reporting does with the final message
         self._lock_file: int | None = None
         self._ended = False
-        self._failure: tuple[type[BaseException], BaseException, TracebackType | None] | None = None
         self.told_at = 0.0
         self._warned: set[str] = set()
 
@@ -80,21 +90,31 @@ class Session:
     def open(self) -> None:
         """Become the owner if nobody is, say `running`, and listen to how this process ends."""
         os.register_at_fork(after_in_child=_forked)
-        self.owner = not _is_worker() and self._lock()
+        self.owner = not is_worker() and self._lock()
         if not self.owner:
             return
         from trialkeeper import signals
 
         self._write_termination()
         atexit.register(self._at_exit)
-        previous = sys.excepthook
+        self._watch_for_exceptions()
+        signals.listen(self)
+
+    def _watch_for_exceptions(self) -> None:
+        """Note what ends the main thread, or the thread that reports: its death is the trainer's."""
+        previous, previous_in_threads = sys.excepthook, threading.excepthook
 
         def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-            self._failure = (kind, error, trace)
+            self.failure = (kind, error, trace)
             previous(kind, error, trace)
 
-        sys.excepthook = hook
-        signals.listen(self)
+        def hook_in_threads(args: threading.ExceptHookArgs) -> None:
+            reporting = args.thread is not None and args.thread.ident == self.thread
+            if reporting and args.exc_value is not None and not isinstance(args.exc_value, SystemExit):
+                self.failure = (args.exc_type, args.exc_value, args.exc_traceback)
+            previous_in_threads(args)
+
+        sys.excepthook, threading.excepthook = hook, hook_in_threads
 
     def _lock(self) -> bool:
         """Take the pod's lock; a record lock, since it is not inherited over a fork and dies with its process."""
@@ -134,9 +154,15 @@ class Session:
         if log is None:
             return
         try:
-            # In place: the kubelet has mounted this very file.
-            with open(log, "w", encoding="ascii") as out:
-                out.write(self.message.encode())
+            # In place, since the kubelet has mounted this very file, and in one write, so that a kill never
+            # leaves it empty or cut: spaces cover what was there before.
+            descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                before = min(os.fstat(descriptor).st_size, contract.MESSAGE_LIMIT)
+                words = self.message.encode().ljust(before).encode()
+                os.ftruncate(descriptor, os.pwrite(descriptor, words, 0))
+            finally:
+                os.close(descriptor)
         except OSError as error:
             self.warn_once("termination", f"the termination message cannot be written to {log}: {error}")
 
@@ -168,11 +194,16 @@ class Session:
             return
         from trialkeeper import signals
 
-        if self._failure is not None:
+        asked = self.signalled or signals.came()
+        if self.failure is not None:
             from trialkeeper.failures import describe
 
-            self.end(*describe(*self._failure))
-        elif self.signalled or signals.came():
+            end, reason, text = describe(*self.failure)
+            if asked and reason not in (contract.REASON_OOM, contract.REASON_DEVICE):
+                # Workers and sockets die under a trainer that is asked to go: that is not its fault.
+                end, reason, text = contract.END_PREEMPTED, "", f"asked to go, and then {text}"
+            self.end(end, reason, text)
+        elif asked:
             self.end(contract.END_PREEMPTED, text="the trainer left after SIGTERM")
         else:
             if self.before_end is not None:
@@ -180,7 +211,7 @@ class Session:
             self.end(contract.END_COMPLETE)
 
 
-def _is_worker() -> bool:
+def is_worker() -> bool:
     """Whether this process is a child of multiprocessing, which imports the trainer's script once more."""
     multiprocessing = sys.modules.get("multiprocessing.process")
     parent = getattr(multiprocessing, "parent_process", None)

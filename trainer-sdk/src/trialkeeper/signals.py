@@ -18,24 +18,27 @@ if TYPE_CHECKING:
 POLL_INTERVAL = 0.2  # seconds between two looks for the notify file
 
 _looked_at = 0.0
-_heard: int | None = None
+_pipe: tuple[int, int] | None = None  # into which the interpreter notes every signal
 
 
 def listen(session: Session) -> None:
-    """Note SIGTERM in the session, if the trainer has no handler of its own and this is the main thread."""
+    """Note SIGTERM in the session, beside a handler that the trainer may have, if this is the main thread."""
     if threading.current_thread() is not threading.main_thread():
         return
     own = signal.getsignal(signal.SIGTERM)
     if own not in (signal.SIG_DFL, None) and not callable(own):
         return  # ignored: the trainer's wish
+    times = 0
 
     def asked(number: int, frame: FrameType | None) -> None:
-        again = session.signalled
+        nonlocal times
+        times += 1
         session.signalled = True
         if callable(own):
             own(number, frame)
-        elif not session.owner or again:
-            # A forked child, or somebody who asks twice: what the signal does by default.
+        elif not session.owner or times > 1:
+            # A forked child, or somebody who asks twice: what the signal does by default. The notify file does
+            # not count, since the signal follows it as a rule, and may then come in the middle of the save.
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
@@ -45,7 +48,7 @@ def listen(session: Session) -> None:
 
 def _overhear() -> None:
     """Have the interpreter note every signal in a pipe: the trainer may put a handler of its own over ours."""
-    global _heard
+    global _pipe
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     os.set_blocking(writer, False)
@@ -55,15 +58,28 @@ def _overhear() -> None:
         os.close(reader)
         os.close(writer)
         return
-    _heard = reader
+    _pipe = (reader, writer)
+
+
+def forked() -> None:
+    """In a forked child: let go of the pipe, which is the parent's. Signals to workers are not meant for it."""
+    global _pipe
+    if _pipe is None:
+        return
+    before = signal.set_wakeup_fd(-1)
+    if before not in (-1, _pipe[1]):
+        signal.set_wakeup_fd(before)
+    for end in _pipe:
+        os.close(end)
+    _pipe = None
 
 
 def came() -> bool:
     """Whether SIGTERM has come since the last look, whoever handled it."""
-    if _heard is None:
+    if _pipe is None:
         return False
     try:
-        return signal.SIGTERM in os.read(_heard, 4096)
+        return signal.SIGTERM in os.read(_pipe[0], 4096)
     except OSError:
         return False
 

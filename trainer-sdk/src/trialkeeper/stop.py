@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from trialkeeper import contract
+from trialkeeper.metrics import written
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,25 @@ def judge(
         return contract.REASON_TIMEOUT, f"{seconds:.1f} s of training, stop.timeoutSeconds is {rules.timeout:g}"
     plateau = rules.plateau
     if plateau is not None and iteration >= plateau.grace and len(window) >= plateau.results:
-        deviation = statistics.pstdev(window)
+        deviation = _deviation(window)
         if deviation <= plateau.tolerance:
             return contract.REASON_PLATEAU, f"{plateau.metric} deviates by {deviation:.3g} over {len(window)} results"
     return None
+
+
+def diverged(objectives: Sequence[str], values: Mapping[str, float | int], iteration: int) -> str | None:
+    """A sentence if an objective has left the finite numbers."""
+    for name in objectives:
+        value = values.get(name)
+        if value is not None and not math.isfinite(value):
+            return (
+                f"objective {name} was {written(value)} at iteration {iteration}: the trial has diverged and is "
+                "not repeated (onNonFinite: Continue lets such trials go on)"
+            )
+    return None
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """The population's standard deviation."""
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / len(values))

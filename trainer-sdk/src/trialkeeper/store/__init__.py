@@ -18,14 +18,23 @@ class Missing(KeyError):
 
 
 class Appender(Protocol):
-    """A file of lines that grows."""
+    """A file of lines that grows; it is made by the first write.
+
+    What could not be written is kept and goes first the next time, so that a full store leaves no hole.
+    """
 
     def write(self, line: bytes) -> None:
-        """Append one whole line. It survives the process at once, the machine after `sync`."""
+        """Append one whole line. It survives the process at once, the machine after `sync`.
+
+        :raises OSError: if it could not be written yet.
+        """
         ...
 
     def sync(self) -> None:
-        """Return when everything written is durable."""
+        """Return when everything written is durable.
+
+        :raises OSError: if something is not.
+        """
         ...
 
 
@@ -44,7 +53,7 @@ class Store(Protocol):
         ...
 
     def list(self, prefix: str) -> list[str]:
-        """All keys that begin with `prefix`, sorted."""
+        """All keys that begin with `prefix`, sorted. A store that cannot be read is an OSError, never an empty one."""
         ...
 
     def delete(self, key: str) -> None:

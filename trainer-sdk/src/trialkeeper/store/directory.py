@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,19 +26,41 @@ def fsync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def _unreadable(error: OSError) -> None:
+    """A folder that is not there is empty; one that cannot be read is not."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
 class Lines:
     """Appends by one write each, so that a line is in the kernel's hands whole when the process is killed."""
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._path = path
+        self._file = -1
+        self._rest = bytearray()
 
     def write(self, line: bytes) -> None:
-        written = os.write(self._file, line)
-        while written < len(line):
-            written += os.write(self._file, line[written:])
+        self._rest += line
+        self._flush()
 
     def sync(self) -> None:
+        self._flush()
         os.fsync(self._file)
+
+    def _flush(self) -> None:
+        if self._file < 0:
+            self._open()
+        while self._rest:
+            del self._rest[: os.write(self._file, self._rest)]
+
+    def _open(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        size = os.fstat(self._file).st_size
+        if size and os.pread(self._file, 1, size - 1) != b"\n":
+            # A line that went down with a machine must not take the next one with it.
+            self._rest[:0] = b"\n"
 
 
 class DirectoryStore:
@@ -50,7 +71,8 @@ class DirectoryStore:
 
     def _path(self, key: str) -> Path:
         path = Path(os.path.normpath(self._root / key))
-        if os.path.isabs(key) or not path.is_relative_to(self._root) or path == self._root:
+        inside = not os.path.isabs(key) and path.is_relative_to(self._root) and path != self._root
+        if not inside or not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self._root)):
             raise ValueError(f"{key!r} is not a key: it leaves the trial's folder")
         return path
 
@@ -80,7 +102,7 @@ class DirectoryStore:
     def list(self, prefix: str) -> list[str]:
         folder = self._root / prefix.rpartition("/")[0]
         found = []
-        for parent, _, names in os.walk(folder):
+        for parent, _, names in os.walk(folder, onerror=_unreadable):
             relative = Path(parent).relative_to(self._root)
             found += [(relative / name).as_posix() for name in names if not name.startswith(".")]
         return sorted(key for key in found if key.startswith(prefix))
@@ -88,14 +110,14 @@ class DirectoryStore:
     def delete(self, key: str) -> None:
         path = self._path(key)
         if path.is_dir() and not path.is_symlink():
+            import shutil
+
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
 
     def append(self, key: str) -> Lines:
-        path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return Lines(path)
+        return Lines(self._path(key))
 
     def take(self, folder: Path, key: str) -> None:
         path = self._path(key)
@@ -105,6 +127,8 @@ class DirectoryStore:
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
+            import shutil
+
             shutil.copytree(folder, path)
             shutil.rmtree(folder, ignore_errors=True)
         for parent, _, names in os.walk(path):
