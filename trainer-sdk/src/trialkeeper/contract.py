@@ -27,15 +27,23 @@ ENV_SEED = "TRIALKEEPER_SEED"
 ENV_PARAMS = "TRIALKEEPER_PARAMS"  # a JSON object; each value also as ENV_PARAM_PREFIX + NAME
 ENV_PARAM_PREFIX = "TRIALKEEPER_PARAM_"
 ENV_SETTINGS = "TRIALKEEPER_SETTINGS"  # JSON: objectives, onNonFinite, stop, checkpoint
-ENV_STORE = "TRIALKEEPER_STORE"  # a URL: file:///folder
+ENV_STORE = "TRIALKEEPER_STORE"  # a URL: file:///folder, or s3://bucket?endpoint=http://host:port&region=name
+ENV_STORE_CA = "TRIALKEEPER_STORE_CA"  # PEM: whom to trust for the store's certificate, absent: the system's
 ENV_PREFIX = "TRIALKEEPER_PREFIX"  # the trial's keys begin with it, see `prefix`
 ENV_SCRATCH = "TRIALKEEPER_SCRATCH"  # a folder that lives as long as the pod
 ENV_TERMINATION_LOG = "TRIALKEEPER_TERMINATION_LOG"  # default /dev/termination-log
-ENV_REPORT = "TRIALKEEPER_REPORT"  # where live values go: file:///path of a file to replace
+ENV_REPORT = "TRIALKEEPER_REPORT"  # where live values go: file:///path of a file to replace, or https://host:port
+ENV_REPORT_CA = "TRIALKEEPER_REPORT_CA"  # PEM: whom to trust for the report service's certificate
+ENV_TOKEN_FILE = "TRIALKEEPER_TOKEN_FILE"  # the pod's token for the report service; the kubelet renews it in place
 ENV_GRACE_SECONDS = "TRIALKEEPER_GRACE_SECONDS"  # from SIGTERM to SIGKILL
 ENV_MTBF_SECONDS = "TRIALKEEPER_MTBF_SECONDS"  # mean time between disruptions, as observed
 ENV_HOLD = "TRIALKEEPER_HOLD"  # the drill: iterations, one for each attempt, at which report() waits for the kill
 ENV_RESUME = "TRIALKEEPER_RESUME"  # 1: a plain run resumes from its folder
+
+# The report service: both take a POST with `Authorization: Bearer <token>`.
+AUDIENCE = "trialkeeper.dev/report"  # of the token, so that it opens nothing else
+REPORT_PATH = "/v1/report"  # body: a Message; answer: {"settings": {...}} as in ENV_SETTINGS, when they have changed
+CREDENTIALS_PATH = "/v1/credentials"  # answer: {"accessKey", "secretKey", "sessionToken", "expires": epoch seconds or 0}
 
 NOTIFY_FILE = "preempted"  # in the scratch folder: its appearance means what SIGTERM means
 
