@@ -6,3 +6,8 @@ mounts, sysctls), every process and container is in one tree of cgroups, and eve
 
 Standard library only, so that it runs before anything has been installed.
 """
+
+from testbed.cluster import Cluster, cluster
+from testbed.plan import ClusterRefused
+
+__all__ = ["Cluster", "ClusterRefused", "cluster"]

@@ -116,7 +116,8 @@ def _context() -> Iterator[Path]:
 def _buildah(context: Path, target: str, tag: str, image: Path) -> None:
     """Build one target without a daemon, in a storage of our own: the machine's own images are none of our business."""
     with cache.locked("buildah"):
-        storage = ("--root", cache.home() / "buildah", "--runroot", cache.home() / "buildah-run")
+        store = cache.home() / "buildah" / base().parent.name
+        storage = ("--root", store / "root", "--runroot", store / "run")
         options = ("--isolation", "chroot", "--network", "host", "--pull-never")
         certificates = ("-v", "/etc/ssl/certs:/etc/ssl/certs:ro")
         arguments = ("--build-arg", f"BASE={BASE}", "--build-arg", "MINIO=minio")
