@@ -47,6 +47,11 @@ class Tree:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def root(self, path: str) -> None:
+        """Make a cgroup in every hierarchy, for a program that will have groups of its own below it."""
+        for hierarchy in hierarchies():
+            (hierarchy / self.name / path).mkdir(parents=True, exist_ok=True)
+
     def folders(self, path: str = "") -> Iterator[Path]:
         """The cgroups below `path` in every hierarchy, leaves first."""
         for hierarchy in hierarchies():

@@ -110,6 +110,7 @@ class Node:
         return {"cniVersion": "0.4.0", "name": self.plan.namespace(self.name), "plugins": plugins}
 
     def _kubelet(self) -> None:
+        self.plan.tree.root(f"{self.name}/pods")
         resolv = self.folder / "resolv.conf"
         resolv.write_text(f"nameserver {self.plan.control}\n")
         pair = self.control.authority
@@ -127,7 +128,6 @@ class Node:
             "resolvConf": str(resolv),
             "cgroupDriver": "cgroupfs",
             "cgroupRoot": f"/{self.plan.tree.name}/{self.name}/pods",
-            "cgroupsPerQOS": False,
             "enforceNodeAllocatable": [],
             "failCgroupV1": False,
             "failSwapOn": False,
