@@ -73,8 +73,7 @@ class Tree:
         """
         deadline = time.monotonic() + PATIENCE
         while pids := self.pids(path):
-            for pid in pids:
-                kill(pid)
+            kill(*pids)
             if time.monotonic() > deadline:
                 raise TimeoutError(f"processes {sorted(pids)} survive SIGKILL")
 
@@ -89,12 +88,15 @@ class Tree:
                 raise TimeoutError(f"cgroups stay: {folders[0]}")
 
 
-def kill(pid: int, number: int = signal.SIGKILL, *, seconds: float = 5) -> None:
-    """Send a process a signal and wait until it is gone; children of others have nobody else to wait for them."""
-    with contextlib.suppress(ProcessLookupError):
-        descriptor = os.pidfd_open(pid)
-        try:
-            signal.pidfd_send_signal(descriptor, number)
+def kill(*pids: int, seconds: float = 5) -> None:
+    """End processes by SIGKILL, and wait until they are gone; they are not our children, so nothing else tells."""
+    with contextlib.ExitStack() as stack:
+        descriptors = []
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                descriptor = os.pidfd_open(pid)
+                stack.callback(os.close, descriptor)
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                descriptors.append(descriptor)
+        for descriptor in descriptors:
             select.select([descriptor], [], [], seconds)
-        finally:
-            os.close(descriptor)

@@ -15,7 +15,7 @@ from pathlib import Path
 from testbed import cache, fakes, mounts, network
 from testbed.control import GROUP, Control
 from testbed.node import Node
-from testbed.plan import ClusterRefused, Plan, Wishes, find, folder, reserve
+from testbed.plan import ClusterRefused, Plan, Wishes, find, folder, reserve, tree
 from testbed.processes import Processes
 from testbed.programs import program
 from testbed.shell import CommandFailed, run
@@ -105,7 +105,7 @@ class Cluster:
     def _storage(self) -> None:
         self.kubectl("apply", "-f", str(HERE / "manifests" / "storage.yaml"))
         module = [sys.executable, "-m", "testbed.provisioner"]
-        arguments = [self.control.server, self.control.authority.folder, self.plan.folder / "volumes"]
+        arguments = [self.control.server, str(self.control.authority.folder), str(self.plan.folder / "volumes")]
         command = [*self.plan.enter("control"), *module, *arguments]
         self.processes.start("provisioner", command, group=GROUP, env={"PYTHONPATH": str(HERE.parent)})
 
@@ -116,38 +116,46 @@ def up(name: str, wishes: Wishes) -> Cluster:
     :raises ClusterRefused: if it runs otherwise than wished, or cannot run here.
     """
     _check()
-    begun = find(name)
-    if begun and Cluster(begun).ready():
-        if begun.wishes != wishes:
-            raise ClusterRefused(f"the cluster {name} runs already, but otherwise than wished: take it down first")
-        return Cluster(begun)
-    down(name)
-    began = time.monotonic()
-    cluster = Cluster(reserve(name, wishes))
-    cluster.start()
-    log.info("the cluster %s is up after %.0f s", name, time.monotonic() - began)
-    return cluster
+    with cache.locked(f"cluster-{name}"):
+        begun = find(name)
+        if begun and Cluster(begun).ready():
+            if begun.wishes != wishes:
+                raise ClusterRefused(f"the cluster {name} runs already, but otherwise than wished: take it down first")
+            return Cluster(begun)
+        _end(name)
+        began = time.monotonic()
+        cluster = Cluster(reserve(name, wishes))
+        cluster.start()
+        log.info("the cluster %s is up after %.0f s", name, time.monotonic() - began)
+        return cluster
 
 
 def down(name: str) -> None:
     """Take a cluster down, whatever has become of it: its processes, network, mounts, cgroups and files."""
-    plan = find(name)
-    if plan:
-        for node in plan.nodes:  # kubelets first: they would start again what ends
-            Processes(plan.folder, plan.tree).kill(f"{node}-kubelet")
-        plan.tree.kill()
-        plan.tree.remove()
-        network.remove(plan)
+    with cache.locked(f"cluster-{name}"):
+        _end(name)
+
+
+def _end(name: str) -> None:
+    """All by name: there may be no plan, if its folder was removed by somebody, or was never finished."""
+    tree(name).kill()
+    tree(name).remove()
+    network.remove(name)
     _unmount(folder(name))
     shutil.rmtree(folder(name), ignore_errors=True)
     mounts.remove_points()
 
 
 @contextlib.contextmanager
-def cluster(name: str = "test", **wishes: int) -> Iterator[Cluster]:
-    """A cluster for as long as the block lasts."""
+def cluster(
+    name: str = "test", *, nodes: int = 1, kwok: int = 0, storage_class: bool = True, node_grace: int = 40
+) -> Iterator[Cluster]:
+    """A cluster for as long as the block lasts; without nodes it is a control plane, with `kwok` fake nodes if wished.
+
+    :raises ClusterRefused: if it cannot run here.
+    """
     try:
-        yield up(name, Wishes(**wishes))
+        yield up(name, Wishes(nodes, kwok, storage_class, node_grace))
     finally:
         down(name)
 

@@ -36,15 +36,15 @@ def start(control: Control, count: int) -> None:
     """Start kwok and make the nodes that it pretends to be."""
     configs = [part for stage in sorted(STAGES.glob("*.yaml")) for part in ("--config", str(stage))]
     options = ("--manage-all-nodes=false", "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake")
-    command = [*control.plan.enter("control"), program("kwok"), f"--kubeconfig={control.kubeconfig('admin')}"]
-    command += [*options, f"--node-ip={control.plan.control}", "--node-lease-duration-seconds=40", *configs]
-    control.processes.start("kwok", command, group=GROUP)
+    command = [str(program("kwok")), f"--kubeconfig={control.kubeconfig('admin')}", *options, *configs]
+    command += [f"--node-ip={control.plan.control}", "--node-lease-duration-seconds=40"]
+    control.processes.start("kwok", [*control.plan.enter("control"), *command], group=GROUP)
     nodes = {"apiVersion": "v1", "kind": "List", "items": [node(index) for index in range(1, count + 1)]}
     run(program("kubectl"), f"--kubeconfig={control.kubeconfig('admin')}", "apply", "-f", "-", stdin=json.dumps(nodes))
     api = control.api()
 
     def ready() -> bool:
         conditions = [c for n in api.items("/api/v1/nodes") for c in n["status"].get("conditions", ())]
-        return sum(c["type"] == "Ready" and c["status"] == "True" for c in conditions) >= count
+        return [c["status"] for c in conditions if c["type"] == "Ready"].count("True") >= count
 
     until("the fake nodes to be ready", ready)

@@ -66,14 +66,24 @@ def remove_points() -> None:
         _made().unlink()
 
 
-def keep(plan: Plan, node: str, processes: Processes) -> list[str]:
-    """Give a node its own mounts; the command that runs another one in its mounts and its network."""
-    folder, name = plan.folder / node, f"{node}-mounts"
+def enter(plan: Plan, node: str, processes: Processes) -> list[str]:
+    """The command that runs another one in a node's mounts and its network."""
+    return [*plan.enter(node), f"--mount=/proc/{processes.pid(keeper(node))}/ns/mnt"]
+
+
+def keeper(node: str) -> str:
+    """The program that keeps a node's mounts."""
+    return f"{node}-mounts"
+
+
+def keep(plan: Plan, node: str, processes: Processes) -> None:
+    """Give a node its own mounts."""
+    folder = plan.folder / node
     pairs: list[Path] = []
-    for path in OWN:
-        own = folder / path.strip("/").replace("/", "-")
+    for machines in OWN:
+        own = folder / machines.strip("/").replace("/", "-")
         own.mkdir(parents=True, exist_ok=True)
-        pairs += [own, Path(path)]
+        pairs += [own, Path(machines)]
     for sysctl in SYSCTLS:
         path = Path("/proc/sys", sysctl)
         own = folder / sysctl.replace("/", "-")
@@ -82,7 +92,6 @@ def keep(plan: Plan, node: str, processes: Processes) -> list[str]:
             pairs += [own, path]
     kept = folder / "mounts-are-made"
     kept.unlink(missing_ok=True)
-    command = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", KEEP, "sh", *pairs, "--", kept]
-    processes.start(name, command, group=f"{node}/programs")
+    shell: list[str | Path] = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", KEEP, "sh"]
+    processes.start(keeper(node), [*shell, *pairs, "--", kept], group=f"{node}/programs")
     until(f"the mounts of {node}", kept.exists, seconds=10)
-    return [*plan.enter(node), f"--mount=/proc/{processes.pid(name)}/ns/mnt"]

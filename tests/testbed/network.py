@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 
-from testbed.plan import NAMESPACES, Plan
+from testbed.plan import NAMESPACES, Plan, find, namespaces
 from testbed.shell import CommandFailed, run
 
 
@@ -44,12 +44,13 @@ def make(plan: Plan) -> None:
     _batch(None, *outside, *_routes(plan, host="outside"))
 
 
-def remove(plan: Plan) -> None:
-    """Remove the namespaces, and with them links, rules and routes."""
-    for path in NAMESPACES.glob(f"{plan.namespace('')}*"):
+def remove(name: str) -> None:
+    """Remove the namespaces of a cluster, and with them links, rules and routes."""
+    if plan := find(name):
+        with contextlib.suppress(CommandFailed):  # it was not made, or went with its other end
+            run("ip", "link", "delete", plan.link)
+    for path in NAMESPACES.glob(f"{namespaces(name)}*"):
         run("ip", "netns", "delete", path.name)
-    with contextlib.suppress(CommandFailed):  # it went with the other end, or is just going
-        run("ip", "link", "delete", plan.link)
 
 
 def _routes(plan: Plan, *, host: str) -> list[str]:

@@ -50,8 +50,8 @@ class Node:
     def start(self) -> None:
         """Start whatever of the node does not run: at first, and after it was lost."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self.processes.pid(f"{self.name}-mounts") is None:
-            self._enter = mounts.keep(self.plan, self.name, self.processes)
+        if self.processes.pid(mounts.keeper(self.name)) is None:
+            mounts.keep(self.plan, self.name, self.processes)
             self._containerd()
             self._proxy()
         self._kubelet()
@@ -80,7 +80,7 @@ class Node:
         run("ctr", "--address", self.socket, "--namespace", "k8s.io", "images", "import", archive, timeout=300)
 
     def _start(self, part: str, *argv: str | Path) -> None:
-        command = [*self._enter, *argv]
+        command = [*mounts.enter(self.plan, self.name, self.processes), *argv]
         self.processes.start(f"{self.name}-{part}", command, group=f"{self.name}/programs")
 
     def _containerd(self) -> None:

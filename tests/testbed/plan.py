@@ -1,6 +1,7 @@
 """What a cluster is called and where things are: everything follows from its name, its number and its wishes.
 
-The number keeps two clusters of one machine apart: namespaces, addresses and the link to the outside carry it.
+Names of cgroups, namespaces and folders carry its name, so that it can be taken down even if its files are gone;
+addresses, and the link to the outside, carry its number, which keeps two clusters of one machine apart.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Plan:
 
     @property
     def tree(self) -> Tree:
-        return Tree(f"trialkeeper-{self.name}")
+        return tree(self.name)
 
     @property
     def nodes(self) -> list[str]:
@@ -53,7 +54,7 @@ class Plan:
 
     def namespace(self, host: str) -> str:
         """The network namespace of `control` or of a node."""
-        return f"tk{self.number}-{host}"
+        return f"{namespaces(self.name)}{host}"
 
     def enter(self, host: str) -> list[str]:
         """The command that runs another one in a host's network: `ip netns exec` would hide the cgroups from it."""
@@ -62,7 +63,7 @@ class Plan:
     @property
     def link(self) -> str:
         """The interface by which the machine reaches the cluster."""
-        return f"tk{self.number}"
+        return link(self.number)
 
     @property
     def control(self) -> str:
@@ -105,6 +106,20 @@ def folder(name: str) -> Path:
     return cache.home() / "clusters" / name
 
 
+def link(number: int) -> str:
+    return f"tk{number}"
+
+
+def tree(name: str) -> Tree:
+    """The cgroups of a cluster."""
+    return Tree(f"trialkeeper-{name}")
+
+
+def namespaces(name: str) -> str:
+    """How the network namespaces of a cluster begin; no name has a dot, so none begins like another."""
+    return f"tk.{name}."
+
+
 def find(name: str) -> Plan | None:
     """The plan of a cluster that was begun, if there is one."""
     try:
@@ -125,7 +140,7 @@ def reserve(name: str, wishes: Wishes) -> Plan:
     with cache.locked("clusters"):
         begun = [find(path.name) for path in folder(name).parent.glob("*") if path.is_dir()]
         taken = {plan.number for plan in begun if plan}
-        free = [n for n in NUMBERS if n not in taken and not list(NAMESPACES.glob(f"tk{n}-*"))]
+        free = [n for n in NUMBERS if n not in taken and not Path(f"/sys/class/net/{link(n)}").exists()]
         if not free:
             raise ClusterRefused(f"{len(NUMBERS)} clusters are on this machine already")
         plan = Plan(name, free[0], wishes)

@@ -24,6 +24,7 @@ shift 3
 exec "$@" < /dev/null >> "$log" 2>&1
 """
 BEGAN = 19  # where a process's start time stands in its line, counted behind its name
+DEAD = ("Z", "X")  # states of a process that has ended, and that its parent has not asked about
 
 
 class Processes:
@@ -34,9 +35,7 @@ class Processes:
         self.logs = folder / "logs"
         self.tree = tree
 
-    def start(
-        self, name: str, argv: Sequence[str | Path], *, group: str, env: Mapping[str, str] | None = None
-    ) -> None:
+    def start(self, name: str, argv: Sequence[str | Path], *, group: str, env: Mapping[str, str] | None = None) -> None:
         """Start a program in a cgroup of the cluster, its output appended to its log."""
         for folder in (self.folder, self.logs):
             folder.mkdir(parents=True, exist_ok=True)
@@ -59,10 +58,11 @@ class Processes:
     def pid(self, name: str) -> int | None:
         """A program's number, or None if it does not run."""
         try:
-            number, began = _identity((self.folder / name).read_text())
-            return number if _identity(Path(f"/proc/{number}/stat").read_text()) == (number, began) else None
+            number, began, _ = _identity((self.folder / name).read_text())
+            now = _identity(Path(f"/proc/{number}/stat").read_text())
         except OSError:
             return None
+        return number if now[:2] == (number, began) and now[2] not in DEAD else None
 
     def kill(self, name: str) -> None:
         """End a program by SIGKILL, and nothing that it started."""
@@ -78,6 +78,7 @@ class Processes:
         return "\n".join(text.splitlines()[-lines:])
 
 
-def _identity(stat: str) -> tuple[int, str]:
-    """(number, start time) from a process's line; its name is in brackets and may contain anything."""
-    return int(stat.split(None, 1)[0]), stat.rsplit(")", 1)[1].split()[BEGAN]
+def _identity(stat: str) -> tuple[int, str, str]:
+    """(number, start time, state) from a process's line; its name is in brackets and may contain anything."""
+    fields = stat.rsplit(")", 1)[1].split()
+    return int(stat.split(None, 1)[0]), fields[BEGAN], fields[0]

@@ -70,7 +70,7 @@ def _module(name: str) -> Path:
 
 
 def _stamps(folder: Path) -> list[str]:
-    """What makes Kubernetes know its version: without it a kubelet calls itself v0.0.0, and kwok and helm believe it."""
+    """What makes Kubernetes know its version: without it, it calls itself v0.0.0, and clients believe that."""
     found = re.search(r"k8s\.io/kubernetes (v(\d+)\.(\d+)\S*)", (folder / "go.mod").read_text())
     if folder.name != "kubernetes" or not found:
         return []
