@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from testbed import cache, fakes, mounts, network
+from testbed import cache, fakes, mounts, network, packages
 from testbed.control import GROUP, Control
 from testbed.node import Node
 from testbed.plan import ClusterRefused, Plan, Wishes, find, folder, reserve, tree
@@ -115,7 +115,7 @@ def up(name: str, wishes: Wishes) -> Cluster:
 
     :raises ClusterRefused: if it runs otherwise than wished, or cannot run here.
     """
-    _check()
+    packages.check()
     with cache.locked(f"cluster-{name}"):
         begun = find(name)
         if begun and Cluster(begun).ready():
@@ -158,17 +158,6 @@ def cluster(
         yield up(name, Wishes(nodes, kwok, storage_class, node_grace))
     finally:
         down(name)
-
-
-def _check() -> None:
-    if sys.platform != "linux" or os.geteuid() != 0:
-        raise ClusterRefused("the testbed needs Linux and root: name another cluster by KUBECONFIG=... instead")
-    tools = ("containerd", "runc", "iptables", "conntrack", "ip", "nsenter", "openssl")
-    missing = [tool for tool in tools if shutil.which(tool) is None]
-    if missing:
-        raise ClusterRefused(f"not installed: {', '.join(missing)} (make cluster-up installs Debian's packages)")
-    if not (cache.home() / "clusters").is_dir():
-        (cache.home() / "clusters").mkdir(parents=True)
 
 
 def _unmount(path: Path) -> None:
