@@ -26,7 +26,7 @@ test-e2e-local: $(VENV)/dev ## The whole on this machine: real training, real ki
 test-cluster: $(VENV)/dev testbed ## A real cluster, brought up on this machine (Linux, root; the first time 25 minutes)
 	$(BIN)/pytest tests/cluster -q $(ARGS)
 
-cluster-up: testbed ## A real cluster to try things with: eval "$$(make -s cluster-up)" (ARGS="--nodes 2")
+cluster-up: testbed ## A real cluster to try things with: eval "$(make -s cluster-up)" (ARGS="--nodes 2")
 	@$(TESTBED) up $(ARGS)
 
 cluster-images: testbed ## Build the project's images and load them into that cluster

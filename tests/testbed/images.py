@@ -124,5 +124,5 @@ def _buildah(context: Path, target: str, tag: str, image: Path) -> None:
         except CommandFailed:
             run("buildah", *storage, "pull", f"docker-archive:{base()}", timeout=300)
         what = ("--target", target, "-t", tag, "-f", context / "Dockerfile", context)
-        run("buildah", *storage, "bud", *options, *certificates, *arguments, *what, timeout=1200)
+        run("buildah", *storage, "bud", "--layers", *options, *certificates, *arguments, *what, timeout=1200)
         run("buildah", *storage, "push", tag, f"docker-archive:{image}:{tag}", timeout=300)
