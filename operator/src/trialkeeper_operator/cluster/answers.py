@@ -41,8 +41,8 @@ def error(verb: str, code: int, body: Mapping[str, Any], retry_after: str | None
     sentence = str(body.get("message") or f"the API server answered {code}")
     reason = body.get("reason")
     if code == 404:
-        # A create is told 404 when its namespace is gone: nothing that the object could be changed to.
-        return Unavailable(sentence) if verb == "POST" else NotFound(sentence)
+        # A create is told so when its namespace is gone: nothing that the object could be changed to.
+        return Unavailable(sentence) if verb == "POST" and _about(body) == "namespaces" else NotFound(sentence)
     if code == 409:
         return AlreadyExists(sentence) if reason == "AlreadyExists" else Conflict(sentence)
     if code == 410:
@@ -52,6 +52,12 @@ def error(verb: str, code: int, body: Mapping[str, Any], retry_after: str | None
     if code in (400, 413, 422) or (code == 500 and "request is too large" in sentence):
         return Invalid(sentence)
     return Unavailable(f"{code}: {sentence}", _seconds(retry_after))
+
+
+def _about(body: Mapping[str, Any]) -> object:
+    """The plural of the kind that an answer is about."""
+    details = body.get("details")
+    return details.get("kind") if isinstance(details, dict) else None
 
 
 def _forbidden(sentence: str, body: Mapping[str, Any]) -> ClusterError:
