@@ -117,13 +117,8 @@ class Kube:
                 return
             query["continue"] = token
 
-    async def create(self, body: Object) -> Object:
-        return await self._write("POST", body, named=False)
-
-    async def dry_run(self, body: Object) -> None:
-        """Ask whether an object would be created, with everything that admission does; the same errors as `create`."""
-        where = path(body["kind"], body["metadata"].get("namespace"))
-        await self.call("POST", where, body, {"dryRun": "All"}, kind=body["kind"])
+    async def create(self, body: Object, *, dry_run: bool = False) -> Object:
+        return await self._write("POST", body, named=False, query={"dryRun": "All"} if dry_run else None)
 
     async def put(self, body: Object) -> Object:
         return await self._write("PUT", body)
@@ -146,10 +141,12 @@ class Kube:
             options["gracePeriodSeconds"] = grace_seconds
         await self.call("DELETE", path(kind, namespace, name), options, kind=kind)
 
-    async def _write(self, verb: str, body: Object, *, named: bool = True, sub: str = "") -> Object:
+    async def _write(
+        self, verb: str, body: Object, *, named: bool = True, sub: str = "", query: Mapping[str, str] | None = None
+    ) -> Object:
         kind, meta = body["kind"], body["metadata"]
         where = path(kind, meta.get("namespace"), meta["name"] if named else "", sub)
-        return self._told(kind, await self.call(verb, where, body, kind=kind))
+        return self._told(kind, await self.call(verb, where, body, query, kind=kind))
 
     @staticmethod
     def _told(kind: str, obj: Object) -> Object:

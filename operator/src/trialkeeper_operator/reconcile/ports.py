@@ -76,8 +76,10 @@ class Cluster(Protocol):
         """Every object of a kind, page by page; of one namespace or of all; with these labels."""
         ...
 
-    async def create(self, body: Object) -> Object:
+    async def create(self, body: Object, *, dry_run: bool = False) -> Object:
         """Store a new object and return it with uid, resourceVersion, generation and defaults.
+
+        With `dry_run` nothing is stored and the answer is the same.
 
         :raises AlreadyExists: if the name is taken in that namespace and kind.
         :raises Invalid: if admission refuses the object.
