@@ -88,7 +88,7 @@ seccompProfile: {type: RuntimeDefault}
 {{/* The operator's configuration. */}}
 {{- define "trialkeeper.config" -}}
 {{- $name := include "trialkeeper.fullname" . -}}
-{{- $config := dict "watchNamespaces" .Values.watchNamespaces "logLevel" .Values.logLevel -}}
+{{- $config := dict "watchNamespaces" .Values.watchNamespaces "logLevel" .Values.logLevel "lease" (printf "%s-leader" $name) -}}
 {{- if .Values.report.enabled -}}
 {{- $url := printf "https://%s-report.%s.svc:8443" $name .Release.Namespace -}}
 {{- $_ := set $config "report" (dict "url" $url "tlsDir" "/etc/trialkeeper/tls") -}}
@@ -98,7 +98,8 @@ seccompProfile: {type: RuntimeDefault}
 {{- $store = dict "mode" "embedded" "endpoint" (printf "http://%s-store.%s.svc:9000" $name .Release.Namespace) "bucket" .Values.store.bucket "region" .Values.store.region "sts" .Values.store.sts "credentialsDir" "/etc/trialkeeper/store" "caFile" "" -}}
 {{- else if eq .Values.storage.mode "external" -}}
 {{- $external := .Values.storage.external -}}
-{{- $store = dict "mode" "external" "endpoint" $external.endpoint "bucket" $external.bucket "region" $external.region "sts" $external.sts "credentialsDir" (ternary "/etc/trialkeeper/store" "" (ne $external.existingSecret "")) "caFile" (ternary "/etc/trialkeeper/store-ca/ca.crt" "" (ne $external.caBundle.configMap "")) -}}
+{{- $store = dict "mode" "external" "endpoint" $external.endpoint "bucket" $external.bucket "region" $external.region "sts" $external.sts "caFile" (ternary "/etc/trialkeeper/store-ca/ca.crt" "" (ne $external.caBundle.configMap "")) -}}
+{{- if $external.existingSecret }}{{ $_ := set $store "credentialsDir" "/etc/trialkeeper/store" }}{{ end -}}
 {{- end -}}
 {{- $_ := set $config "store" $store -}}
 {{- toYaml $config -}}
@@ -114,4 +115,15 @@ seccompProfile: {type: RuntimeDefault}
   {{- else }}
   namespaceSelector: {}
   {{- end }}
+{{- end }}
+
+{{/* (dict "root" $ "weight" "0" "delete" "before-hook-creation"); helm shows the log of a pod that is still there. */}}
+{{- define "trialkeeper.testMeta" -}}
+labels:
+  {{- include "trialkeeper.labels" .root | nindent 2 }}
+  app.kubernetes.io/component: test
+annotations:
+  helm.sh/hook: test
+  helm.sh/hook-weight: {{ .weight | quote }}
+  helm.sh/hook-delete-policy: {{ .delete }}
 {{- end }}
