@@ -22,7 +22,7 @@ from trialkeeper.manifest import Progress
 from trialkeeper.metrics import flatten, written
 from trialkeeper.saving import Save
 from trialkeeper.store import AlreadyThere, Appender
-from trialkeeper.store.directory import DirectoryStore
+from trialkeeper.store.opening import open_store
 from trialkeeper.tally import Tally
 
 HOLD_LIMIT = 10.0  # seconds that a trainer waits for the drill's kill
@@ -36,7 +36,7 @@ class Reporter:
             current.env = reserved(current.env)
         env = current.env
         self.session, self.env = current, env
-        self.store = DirectoryStore(env.folder)
+        self.store = open_store(env, current.leave_by)
         self._results: Appender = self.store.append(contract.results_key(env.attempt))
         policy = env.settings.get("checkpoint") or {}
         self._saves = due.Schedule(
@@ -281,6 +281,7 @@ class Reporter:
         if not self._begun:
             return
         try:
+            self._results.sync()
             self.store.put_new(contract.ended_key(self.env.attempt), message.encode(1 << 20).encode())
         except (AlreadyThere, OSError):
             return

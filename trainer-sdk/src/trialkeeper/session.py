@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 from trialkeeper import contract, environment
 from trialkeeper.contract import Message
+from trialkeeper.store.opening import path_of
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+LAST_SECOND = 1.0  # of the grace, which is left for the interpreter's own end
 LIVE_INTERVAL = 0.2  # seconds between two live reports, at least
 
 _current: Session | None = None
@@ -67,7 +69,7 @@ class Session:
     def __init__(self, env: environment.Environment) -> None:
         self.env = env
         self.owner = False
-        self.signalled = False
+        self._signalled_at: float | None = None
         self.lock = threading.RLock()  # held while this process reports
         self.opened_at = time.monotonic()
         self.thread: int | None = None  # the one that reported last
@@ -80,6 +82,21 @@ class Session:
         self._ended = False
         self.told_at = 0.0
         self._warned: set[str] = set()
+
+    @property
+    def signalled(self) -> bool:
+        """Whether this pod was asked to go."""
+        return self._signalled_at is not None
+
+    @signalled.setter
+    def signalled(self, asked: bool) -> None:
+        if asked and self._signalled_at is None:
+            self._signalled_at = time.monotonic()
+
+    def leave_by(self) -> float | None:
+        """The moment (monotonic) by which everything must be done, None while nobody has asked this pod to go."""
+        asked = self._signalled_at
+        return None if asked is None else asked + max(self.env.grace - LAST_SECOND, self.env.grace / 2)
 
     def warn_once(self, about: str, sentence: str) -> None:
         """Say something on stderr the first time."""
@@ -138,9 +155,10 @@ class Session:
 
     def tell(self) -> None:
         """Replace the live report."""
-        file, self.told_at = self.env.report_file, time.monotonic()
-        if file is None:
+        self.told_at = time.monotonic()
+        if not self.env.report.startswith("file://"):
             return
+        file = path_of(self.env.report)
         temporary = f"{file}.new"
         try:
             with open(temporary, "w", encoding="ascii") as out:
