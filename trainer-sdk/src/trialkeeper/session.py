@@ -14,7 +14,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,11 @@ from trialkeeper.store.opening import path_of
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from trialkeeper.live import Live
+    from trialkeeper.settings import Settings
+
 LAST_SECOND = 1.0  # of the grace, which is left for the interpreter's own end
+END_TIMEOUT = 2.0  # seconds for the last live report
 LIVE_INTERVAL = 0.2  # seconds between two live reports, at least
 
 _current: Session | None = None
@@ -78,6 +83,8 @@ class Session:
         self.refresh: Callable[[], None] | None = None  # brings `message` up to the last report
         self.before_end: Callable[[], None] | None = None  # what reporting wants done before a complete end
         self.last_words: Callable[[Message], None] | None = None  # what reporting does with the final message
+        self.new_settings: deque[Settings] = deque(maxlen=1)  # from an answer, for the next report
+        self._live: Live | None = None
         self._lock_file: int | None = None
         self._ended = False
         self.told_at = 0.0
@@ -153,10 +160,13 @@ class Session:
         """Change what the last words would be."""
         self.message = replace(self.message, time=time.time(), **changes)
 
-    def tell(self) -> None:
-        """Replace the live report."""
+    def tell(self, *, urgent: bool = False, last: bool = False) -> None:
+        """Replace the live report; over a network in the background, and the `last` one by a single bounded try."""
         self.told_at = time.monotonic()
-        if not self.env.report.startswith("file://"):
+        if self.env.report.startswith("https://"):
+            self._tell_service(urgent, last)
+            return
+        if not self.env.report:
             return
         file = path_of(self.env.report)
         temporary = f"{file}.new"
@@ -166,6 +176,28 @@ class Session:
             os.replace(temporary, file)
         except OSError:
             return  # nothing is lost without it
+
+    def _tell_service(self, urgent: bool, last: bool) -> None:
+        if self._live is None:
+            from trialkeeper.live import Live
+            from trialkeeper.service import Service
+
+            env = self.env
+            self._live = Live(Service(env.report, env.report_ca, env.token_file), self._received, self.warn_once)
+        if not last:
+            self._live.tell(self.message, urgent=urgent)
+            return
+        by = self.leave_by()
+        self._live.end(self.message, END_TIMEOUT if by is None else min(END_TIMEOUT, by - time.monotonic()))
+
+    def _received(self, settings: Mapping[str, Any]) -> None:
+        """Keep the settings of an answer for the thread that reports.
+
+        :raises ValueError: if they cannot be used.
+        """
+        from trialkeeper.settings import parse
+
+        self.new_settings.append(parse(settings))
 
     def _write_termination(self) -> None:
         log = self.env.termination_log
@@ -199,7 +231,7 @@ class Session:
         self._write_termination()
         if self.last_words is not None:
             self.last_words(self.message)
-        self.tell()
+        self.tell(last=True)
 
     def await_signal(self, seconds: float) -> None:
         """Wait until this process is asked to go, or so many seconds."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -118,6 +119,7 @@ class S3Store:
         full = self._key(key)
         keys = [full, *(self._key(k) for k in self.list(f"{key}/"))]
         parallel.run((partial(self._wire.request, "DELETE", k, ready_for=(404,)) for k in keys), WORKERS)
+        shutil.rmtree(self._fetched(key), ignore_errors=True)
 
     # Lines.
 
@@ -144,13 +146,14 @@ class S3Store:
             if not full.isprintable() or len(full.encode("utf-8", "surrogateescape")) > 1024:
                 raise ValueError(f"checkpoint: a bucket cannot hold a file called {path.name[:80]!r}")
         upload(self._wire, files)
-        import shutil
-
         shutil.rmtree(folder, ignore_errors=True)
+
+    def _fetched(self, key: str) -> Path:
+        return self._scratch / "fetched" / key
 
     def folder(self, key: str) -> Path:
         self._key(key)
-        there = self._scratch / "fetched" / key
+        there = self._fetched(key)
         if there.is_dir():
             return there
         objects = list(self._objects(f"{key}/"))
@@ -168,8 +171,6 @@ class S3Store:
                 raise
             # Another process of this pod was faster.
         finally:
-            import shutil
-
             shutil.rmtree(half, ignore_errors=True)
         return there
 
