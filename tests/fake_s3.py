@@ -131,6 +131,7 @@ def _xml(root: str, **fields: str) -> bytes:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     fake: Fake
 
     def log_message(self, *_: Any) -> None:

@@ -163,7 +163,7 @@ class S3Store:
         try:
             download(
                 self._wire,
-                [(self._key(name), size, _inside(half, name[len(key) + 1 :])) for name, size in objects],
+                [(f"{self._folder}/{name}", size, _inside(half, name[len(key) + 1 :])) for name, size in objects],
             )
             os.rename(half, there)
         except OSError:
