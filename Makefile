@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-e2e-local check format crds lock bench clean
+.PHONY: help demo test test-e2e-local test-store check format crds lock bench clean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -20,6 +20,9 @@ test: $(VENV)/dev ## Unit, contract and simulation suites (no root, a few minute
 
 test-e2e-local: $(VENV)/dev ## The whole on this machine: real training, real kills, trainers from hell
 	$(BIN)/pytest tests/e2e/local -q $(ARGS)
+
+test-store: $(VENV)/dev ## The store's suites on a real MinIO (TRIALKEEPER_MINIO=its program)
+	TRIALKEEPER_TEST_STORES=minio $(BIN)/pytest tests/contract/test_store.py tests/store -q $(ARGS)
 
 check: $(VENV)/dev ## Formatting, lint, types, layers, and that the CRDs are those of the models
 	$(BIN)/ruff format --check .
