@@ -6,8 +6,8 @@ ARGS   ?=
 TESTBED = PYTHONPATH=tests $(BIN)/python -m testbed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-e2e-local test-cluster cluster-up cluster-images cluster-down testbed check format crds lock \
-	bench clean
+.PHONY: help demo test test-e2e-local test-store test-cluster cluster-up cluster-images cluster-down testbed check \
+	format crds lock bench clean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -22,6 +22,9 @@ test: $(VENV)/dev ## Unit, contract and simulation suites (no root, a few minute
 
 test-e2e-local: $(VENV)/dev ## The whole on this machine: real training, real kills, trainers from hell
 	$(BIN)/pytest tests/e2e/local -q $(ARGS)
+
+test-store: $(VENV)/dev ## The store's suites on a real MinIO (TRIALKEEPER_MINIO=its program)
+	TRIALKEEPER_TEST_STORES=minio $(BIN)/pytest tests/contract/test_store.py tests/store -q $(ARGS)
 
 test-cluster: $(VENV)/dev testbed ## A real cluster, brought up on this machine (Linux, root; the first time 25 minutes)
 	$(BIN)/pytest tests/cluster -q $(ARGS)

@@ -188,21 +188,22 @@ def test_down_leaves_nothing() -> None:
         assert any(b"ThreadingHTTPServer" in command for command in started.values())
         link = Path("/sys/class/net", gone.plan.link)
         assert link.exists()
-    assert remains("gone") == []
+    assert remains(gone.plan.name) == []
     assert not link.exists()
     assert [pid for pid, command in started.items() if command and command_line(pid) == command] == []
 
 
 def test_what_was_killed_half_way_is_taken_down_all_the_same() -> None:
+    name = f"half-{os.getpid()}"
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
     command = [sys.executable, "-m", "testbed"]
-    begun = subprocess.Popen([*command, "up", "--name", "half"], env=environment, stderr=subprocess.DEVNULL)
-    until("etcd to be started", (folder("half") / "processes" / "etcd").exists)
+    begun = subprocess.Popen([*command, "up", "--name", name], env=environment, stderr=subprocess.DEVNULL)
+    until("etcd to be started", (folder(name) / "processes" / "etcd").exists)
     begun.send_signal(signal.SIGKILL)
     begun.wait()
-    assert tree("half").pids()
-    subprocess.run([*command, "down", "--name", "half"], env=environment, check=True, timeout=60)
-    assert remains("half") == []
+    assert tree(name).pids()
+    subprocess.run([*command, "down", "--name", name], env=environment, check=True, timeout=60)
+    assert remains(name) == []
 
 
 def test_a_failed_command_tells_what_it_said(testbed: Cluster) -> None:

@@ -17,7 +17,7 @@ from trialkeeper.checkpoint import Checkpoint
 from trialkeeper.contract import CheckpointRef, Resumed
 from trialkeeper.environment import Environment
 from trialkeeper.errors import CheckpointCorrupt
-from trialkeeper.store import AlreadyThere, Missing, Store
+from trialkeeper.store import AlreadyThere, Missing, Store, Unreachable
 
 
 class Superseded(RuntimeError):
@@ -56,11 +56,16 @@ def load(store: Store, key: str) -> Checkpoint:
 
 
 def newest(store: Store, attempt: int) -> Checkpoint | None:
-    """The newest whole checkpoint that an attempt may see; what is broken is passed over and told."""
+    """The newest whole checkpoint that an attempt may see; what is broken is passed over and told.
+
+    :raises OSError: if the store cannot be reached.
+    """
     for number, iteration in history.visible(store.list("manifests/"), history.records(store), attempt):
         key = contract.manifest_key(number, iteration)
         try:
             return load(store, key)
+        except Unreachable:
+            raise  # whether it is whole nobody knows: to pass it over might be to start over
         except (CheckpointCorrupt, Missing, OSError, KeyError, TypeError) as broken:
             session.warn(f"checkpoint {key} is passed over, an older one is tried: {broken}")
     return None

@@ -36,6 +36,7 @@ SUCCEEDED = "Succeeded"
 # Reasons of Accepted=False.
 INVALID = "Invalid"
 TEMPLATE_CHANGED = "TemplateChanged"
+POD_REFUSED = "PodRefused"
 
 # Reasons of an experiment's Succeeded condition. Those of STOPPING end its trials.
 ALL_TRIALS_FINISHED = "AllTrialsFinished"

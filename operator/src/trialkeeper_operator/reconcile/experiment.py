@@ -6,15 +6,20 @@ from trialkeeper_operator.api import names
 from trialkeeper_operator.api.conditions import Condition
 from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.api.times import stamp
+from trialkeeper_operator.api.trial import Trial
 from trialkeeper_operator.api.validate import InvalidObject
 from trialkeeper_operator.decide import experiment as decide
+from trialkeeper_operator.decide.pods import render
 from trialkeeper_operator.reconcile import snapshot
+from trialkeeper_operator.reconcile.admitted import admitted
 from trialkeeper_operator.reconcile.ask import ask, limit
-from trialkeeper_operator.reconcile.ports import AlreadyExists, Conflict, Object
+from trialkeeper_operator.reconcile.ports import AlreadyExists, Conflict, Invalid, Object, QuotaExceeded
 from trialkeeper_operator.reconcile.world import Outcome, World
 from trialkeeper_operator.search.check import checked
 from trialkeeper_operator.state.cache import Name, owner_uid
 
+REFUSED = 60.0  # seconds until refused pods are tried again: a service account may come, a policy may change
+REHEARSAL = "00000000-0000-0000-0000-000000000000"  # the uid of a Trial that is not made
 NAME_TAKEN = 30.0  # seconds until a trial's name that somebody else has is tried again
 
 
@@ -31,6 +36,12 @@ async def reconcile(world: World, name: Name) -> Outcome:
     if experiment is None:
         return None  # a status of ours that does not fit: another version of us wrote it
     plan = _planned(world, experiment)
+    if plan.create and plan.status.trials == 0 and world.site is not None:
+        try:
+            await _rehearse(world, experiment)
+        except Invalid as refusal:
+            await _refuse(world, dict(raw), f"its pods are refused: {refusal}"[:1024], names.POD_REFUSED)
+            return REFUSED
     if decide.over(plan.status) and plan.status != experiment.status:
         # The verdict is for good, and its counts are: the cache may have missed a trial, the cluster has not.
         labels = {names.LABEL_EXPERIMENT: experiment.name}
@@ -89,7 +100,21 @@ async def _create(world: World, experiment: Experiment, index: int) -> bool:
     return True
 
 
-async def _refuse(world: World, raw: Object, message: str) -> None:
+async def _rehearse(world: World, experiment: Experiment) -> None:
+    """Ask whether the first trial's pod would be let in, before any Trial is made that could only fail.
+
+    :raises Invalid: if it would not.
+    """
+    body = ask(experiment, [], 0, world.searches.setdefault(experiment.uid, {}))
+    body["metadata"]["uid"] = REHEARSAL
+    pod = render(experiment, Trial.from_object(body), 1, world.site)
+    try:
+        await admitted(world, experiment.uid, pod, dry_run=True)
+    except (AlreadyExists, QuotaExceeded):
+        return  # it is there already, or waits for its turn
+
+
+async def _refuse(world: World, raw: Object, message: str, reason: str = names.INVALID) -> None:
     """The object breaks rules, whatever let it in: say so once, and leave it alone."""
     known = (raw.get("status") or {}).get("conditions") or ()
     if any(c.get("type") == names.ACCEPTED and c.get("message") == message for c in known if isinstance(c, dict)):
@@ -97,7 +122,7 @@ async def _refuse(world: World, raw: Object, message: str) -> None:
     condition = Condition(
         type=names.ACCEPTED,
         status="False",
-        reason=names.INVALID,
+        reason=reason,
         message=message,
         last_transition_time=stamp(world.now()),
     )
