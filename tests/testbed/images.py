@@ -112,17 +112,21 @@ def _context() -> Iterator[Path]:
 
 
 def _buildah(context: Path, target: str, tag: str, image: Path) -> None:
-    """Build one target without a daemon, in a storage of our own: the machine's own images are none of our business."""
-    with cache.locked("buildah"):
-        store = cache.home() / "buildah" / base().parent.name
-        storage = ("--root", store / "root", "--runroot", store / "run")
-        options = ("--isolation", "chroot", "--network", "host", "--pull-never")
+    """Build one target without a daemon, in a storage of our own: the machine's own images are none of our business.
+
+    Its mounts go with it, and what is known of them: who is killed half way leaves nothing to stumble on.
+    """
+    with cache.locked("buildah"), tempfile.TemporaryDirectory() as runtime:
+        storage = ("--root", cache.home() / "containers" / base().parent.name, "--runroot", runtime)
+        buildah = ("unshare", "--mount", "buildah", *storage)
+        options = ("--layers", "--isolation", "chroot", "--network", "host", "--pull-never")
         certificates = ("-v", "/etc/ssl/certs:/etc/ssl/certs:ro")
         arguments = ("--build-arg", f"BASE={BASE}", "--build-arg", "MINIO=minio")
         try:
-            run("buildah", *storage, "inspect", "--type", "image", BASE)
+            run(*buildah, "inspect", "--type", "image", BASE)
         except CommandFailed:
-            run("buildah", *storage, "pull", f"docker-archive:{base()}", timeout=300)
+            run(*buildah, "pull", f"docker-archive:{base()}", timeout=300)
+        run(*buildah, "rm", "--all")
         what = ("--target", target, "-t", tag, "-f", context / "Dockerfile", context)
-        run("buildah", *storage, "bud", "--layers", *options, *certificates, *arguments, *what, timeout=1200)
-        run("buildah", *storage, "push", tag, f"docker-archive:{image}:{tag}", timeout=300)
+        run(*buildah, "bud", *options, *certificates, *arguments, *what, timeout=1200)
+        run(*buildah, "push", tag, f"docker-archive:{image}:{tag}", timeout=300)
