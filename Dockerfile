@@ -26,12 +26,14 @@ RUN PIP_ONLY_BINARY= /build/bin/pip wheel --quiet --no-deps --no-build-isolation
 FROM build AS operator-build
 RUN python3 -m venv --without-pip /opt/trialkeeper \
     && /build/bin/pip --python /opt/trialkeeper/bin/python install --quiet --require-hashes -r /source/operator/locks/image.txt \
-    && /build/bin/pip --python /opt/trialkeeper/bin/python install --quiet --no-deps /wheels/trainer/*.whl /wheels/operator/*.whl
+    && /build/bin/pip --python /opt/trialkeeper/bin/python install --quiet --no-deps /wheels/trainer/*.whl /wheels/operator/*.whl \
+    && find /opt/trialkeeper -name tests -type d -prune -exec rm -rf {} +
 
 FROM build AS trainer-build
 RUN python3 -m venv --without-pip /opt/trialkeeper \
     && /build/bin/pip --python /opt/trialkeeper/bin/python install --quiet --require-hashes -r /source/operator/locks/trainer.txt \
-    && /build/bin/pip --python /opt/trialkeeper/bin/python install --quiet --no-deps /wheels/trainer/*.whl
+    && /build/bin/pip --python /opt/trialkeeper/bin/python install --quiet --no-deps /wheels/trainer/*.whl \
+    && find /opt/trialkeeper -name tests -type d -prune -exec rm -rf {} +
 
 FROM ${BASE} AS user
 RUN echo 'trialkeeper:x:65532:65532::/tmp:/usr/sbin/nologin' >>/etc/passwd && echo 'trialkeeper:x:65532:' >>/etc/group

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import CHART, MODES, ROOT, Object, config, find, objects, pod_specs, rules, text
-from restricted import breaches
 
+from chart.rendering import CHART, MODES, ROOT, Object, config, find, objects, pod_specs, rules, text
+from chart.restricted import breaches
 from trialkeeper_operator.serve import settings
 
 NAMESPACED = "namespaced"
@@ -114,15 +114,16 @@ def test_names_end_at_63(mode: str, release: str) -> None:
         limit = 52 if o["kind"] in ("StatefulSet", "Deployment") else 63
         if o["kind"] != "CustomResourceDefinition":
             assert len(meta["name"]) <= limit, meta["name"]
-        labels = {**meta.get("labels", {}), **o.get("spec", {}).get("template", {}).get("metadata", {}).get("labels", {})}
+        labels = {
+            **meta.get("labels", {}),
+            **o.get("spec", {}).get("template", {}).get("metadata", {}).get("labels", {}),
+        }
         for value in labels.values():
             assert len(value) <= 63, value
 
 
 def test_names_that_are_shortened_do_not_meet() -> None:
-    names = {
-        find(objects("default", release=LONG[:-1] + end), "Deployment")["metadata"]["name"] for end in ("x", "y")
-    }
+    names = {find(objects("default", release=LONG[:-1] + end), "Deployment")["metadata"]["name"] for end in ("x", "y")}
     assert len(names) == 2
 
 
