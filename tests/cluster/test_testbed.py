@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from testbed import Cluster, cluster, images
 from testbed.cgroups import hierarchies
 from testbed.plan import NAMESPACES, folder, namespaces, tree
@@ -169,45 +171,41 @@ def remains(name: str) -> list[object]:
     return [*mounts, *groups, *spaces, *([folder(name)] if folder(name).exists() else [])]
 
 
-def test_down_leaves_nothing() -> None:
-    with cluster("gone", nodes=1) as gone:
-        gone.load(images.base())
-        apply(gone, "default", pod("web", SERVER))
-        await_ready(gone, "default", "web")
-        started = gone.plan.tree.pids()
-        commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in started]
-        assert any(b"ThreadingHTTPServer" in command for command in commands)
-        link = Path("/sys/class/net", gone.plan.link)
-        assert link.exists()
-    assert remains("gone") == []
-    assert not link.exists()
-    alive = [pid for pid in started if os.path.exists(f"/proc/{pid}/exe") and _command(pid) in commands]
-    assert alive == []
-
-
-def _command(pid: int) -> bytes:
+def command_line(pid: int) -> bytes:
+    """The command that a process runs; nothing if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
 
 
+def test_down_leaves_nothing() -> None:
+    with cluster("gone", nodes=1) as gone:
+        gone.load(images.base())
+        apply(gone, "default", pod("web", SERVER))
+        await_ready(gone, "default", "web")
+        started = {pid: command_line(pid) for pid in gone.plan.tree.pids()}
+        assert any(b"ThreadingHTTPServer" in command for command in started.values())
+        link = Path("/sys/class/net", gone.plan.link)
+        assert link.exists()
+    assert remains(gone.plan.name) == []
+    assert not link.exists()
+    assert [pid for pid, command in started.items() if command and command_line(pid) == command] == []
+
+
 def test_what_was_killed_half_way_is_taken_down_all_the_same() -> None:
+    name = f"half-{os.getpid()}"
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
     command = [sys.executable, "-m", "testbed"]
-    begun = subprocess.Popen([*command, "up", "--name", "half"], env=environment, stderr=subprocess.DEVNULL)
-    until("etcd to be started", (folder("half") / "processes" / "etcd").exists)
+    begun = subprocess.Popen([*command, "up", "--name", name], env=environment, stderr=subprocess.DEVNULL)
+    until("etcd to be started", (folder(name) / "processes" / "etcd").exists)
     begun.send_signal(signal.SIGKILL)
     begun.wait()
-    assert tree("half").pids()
-    subprocess.run([*command, "down", "--name", "half"], env=environment, check=True, timeout=60)
-    assert remains("half") == []
+    assert tree(name).pids()
+    subprocess.run([*command, "down", "--name", name], env=environment, check=True, timeout=60)
+    assert remains(name) == []
 
 
 def test_a_failed_command_tells_what_it_said(testbed: Cluster) -> None:
-    try:
+    with pytest.raises(CommandFailed, match="nonsense"):
         testbed.kubectl("get", "nonsense")
-    except CommandFailed as failed:
-        assert "nonsense" in str(failed)
-    else:
-        raise AssertionError("kubectl knows nonsense")

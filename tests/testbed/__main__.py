@@ -7,7 +7,7 @@ import logging
 import subprocess
 import sys
 
-from testbed import images, programs
+from testbed import images, packages, programs
 from testbed.cluster import Cluster, down, up
 from testbed.plan import ClusterRefused, Wishes, find
 from testbed.shell import CommandFailed
@@ -43,8 +43,11 @@ def _parser() -> argparse.ArgumentParser:
     load.set_defaults(do=_images)
     for command in (begin, end, load):
         command.add_argument("--name", default="dev", help="the cluster's name")
+    install = commands.add_parser("install", help="install the packages of the distribution that are missing")
+    install.set_defaults(do=lambda _: packages.install())
     build = commands.add_parser("build", help="build every program and every image that is not in the cache")
     build.set_defaults(do=_build)
+    build.add_argument("--no-project", action="store_true", help="not the images of the project itself")
     return parser
 
 
@@ -75,11 +78,12 @@ def _images(options: argparse.Namespace) -> None:
         Cluster(plan).load(images.project(target))
 
 
-def _build(_: argparse.Namespace) -> None:
+def _build(options: argparse.Namespace) -> None:
+    packages.install()
     programs.build()
     images.pause()
     images.base()
-    for target in images.TARGETS:
+    for target in () if options.no_project else images.TARGETS:
         images.project(target)
 
 

@@ -6,9 +6,10 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 def home() -> Path:
@@ -29,11 +30,32 @@ def digest(*parts: bytes | str) -> str:
 @contextmanager
 def locked(name: str) -> Iterator[None]:
     """Hold a lock among all processes of this cache; the kernel takes it from those that die."""
-    path = home() / "locks" / f"{name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    with _file(name) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _file(name: str) -> IO[str]:
+    path = home() / "locks" / f"{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("w")
+
+
+@contextmanager
+def locked_one_of(names: Iterable[str]) -> Iterator[str]:
+    """Hold the first of the locks that nobody holds.
+
+    :raises BlockingIOError: if all of them are held.
+    """
+    for name in names:
+        with _file(name) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            yield name
+            return
+    raise BlockingIOError("each of the names is in use by somebody")
 
 
 def once(name: str, make: Callable[[Path], None]) -> Path:

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from testbed import cache, fakes, mounts, network
+from testbed import cache, fakes, mounts, network, packages
 from testbed.control import GROUP, Control
 from testbed.node import Node
-from testbed.plan import ClusterRefused, Plan, Wishes, find, folder, reserve, tree
+from testbed.plan import NUMBERS, ClusterRefused, Plan, Wishes, find, folder, reserve, tree
 from testbed.processes import Processes
 from testbed.programs import program
 from testbed.shell import CommandFailed, run
@@ -115,19 +115,23 @@ def up(name: str, wishes: Wishes) -> Cluster:
 
     :raises ClusterRefused: if it runs otherwise than wished, or cannot run here.
     """
-    _check()
+    packages.check()
     with cache.locked(f"cluster-{name}"):
         begun = find(name)
         if begun and Cluster(begun).ready():
             if begun.wishes != wishes:
                 raise ClusterRefused(f"the cluster {name} runs already, but otherwise than wished: take it down first")
             return Cluster(begun)
-        _end(name)
-        began = time.monotonic()
-        cluster = Cluster(reserve(name, wishes))
-        cluster.start()
-        log.info("the cluster %s is up after %.0f s", name, time.monotonic() - began)
-        return cluster
+        return _begin(name, wishes)
+
+
+def _begin(name: str, wishes: Wishes) -> Cluster:
+    _end(name)
+    began = time.monotonic()
+    cluster = Cluster(reserve(name, wishes))
+    cluster.start()
+    log.info("the cluster %s is up after %.0f s", name, time.monotonic() - began)
+    return cluster
 
 
 def down(name: str) -> None:
@@ -150,25 +154,23 @@ def _end(name: str) -> None:
 def cluster(
     name: str = "test", *, nodes: int = 1, kwok: int = 0, storage_class: bool = True, node_grace: int = 40
 ) -> Iterator[Cluster]:
-    """A cluster for as long as the block lasts; without nodes it is a control plane, with `kwok` fake nodes if wished.
+    """A new cluster for as long as the block lasts; without nodes a control plane, with `kwok` fake nodes if wished.
+
+    Whoever uses the same name at the same time gets another cluster, with a number behind its name; what somebody left
+    who was killed is replaced.
 
     :raises ClusterRefused: if it cannot run here.
     """
-    try:
-        yield up(name, Wishes(nodes, kwok, storage_class, node_grace))
-    finally:
-        down(name)
-
-
-def _check() -> None:
-    if sys.platform != "linux" or os.geteuid() != 0:
-        raise ClusterRefused("the testbed needs Linux and root: name another cluster by KUBECONFIG=... instead")
-    tools = ("containerd", "runc", "iptables", "conntrack", "ip", "nsenter", "openssl")
-    missing = [tool for tool in tools if shutil.which(tool) is None]
-    if missing:
-        raise ClusterRefused(f"not installed: {', '.join(missing)} (make cluster-up installs Debian's packages)")
-    if not (cache.home() / "clusters").is_dir():
-        (cache.home() / "clusters").mkdir(parents=True)
+    packages.check()
+    names = [f"session-{name}", *(f"session-{name}-{number}" for number in NUMBERS)]
+    with cache.locked_one_of(names) as taken:
+        own = taken.removeprefix("session-")
+        try:
+            with cache.locked(f"cluster-{own}"):
+                running = _begin(own, Wishes(nodes, kwok, storage_class, node_grace))
+            yield running
+        finally:
+            down(own)
 
 
 def _unmount(path: Path) -> None:

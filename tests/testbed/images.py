@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from testbed import archive, cache
+from testbed import archive, cache, packages
 from testbed.programs import program
 from testbed.shell import CommandFailed, run
 
@@ -26,7 +26,6 @@ BASE = "localhost/py:1"
 VERSION = "0.1.0"
 TARGETS = ("operator", "trainer", "store")
 
-SUITE = "bookworm"
 PACKAGES = "python3,python3-venv,ca-certificates"
 # Nobody reads these in a container; without them an import into a node takes half the time.
 UNREAD = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "var/cache", "var/lib/apt", "dev")
@@ -54,14 +53,13 @@ def pause() -> Path:
 
 
 def base() -> Path:
-    """The archive of a Debian that has Python, and certificates, and little else."""
+    """The archive of this machine's own release, with Python and certificates and little else."""
+    suite, mirror = packages.release()
 
     def make(folder: Path) -> None:
         log.info("making the base image from Debian's packages (once, two minutes)")
         began, root = time.monotonic(), folder / "root"
-        mirror = run("apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages").split()
-        options = ("--variant=minbase", f"--include={PACKAGES}")
-        run("debootstrap", *options, SUITE, root, *mirror[:1], timeout=1200)
+        run("debootstrap", "--variant=minbase", f"--include={PACKAGES}", suite, root, *mirror, timeout=1200)
         for name in UNREAD:
             for path in (root / name).iterdir():
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -72,7 +70,7 @@ def base() -> Path:
         shutil.rmtree(root)
         log.info("made the base image in %.0f s", time.monotonic() - began)
 
-    return cache.once(f"images/base-{cache.digest(SUITE, PACKAGES, *UNREAD)}", make) / "image.tar"
+    return cache.once(f"images/base-{cache.digest(suite, PACKAGES, *UNREAD)}", make) / "image.tar"
 
 
 def project(target: str, tag: str | None = None) -> Path:
@@ -126,5 +124,5 @@ def _buildah(context: Path, target: str, tag: str, image: Path) -> None:
         except CommandFailed:
             run("buildah", *storage, "pull", f"docker-archive:{base()}", timeout=300)
         what = ("--target", target, "-t", tag, "-f", context / "Dockerfile", context)
-        run("buildah", *storage, "bud", *options, *certificates, *arguments, *what, timeout=1200)
+        run("buildah", *storage, "bud", "--layers", *options, *certificates, *arguments, *what, timeout=1200)
         run("buildah", *storage, "push", tag, f"docker-archive:{image}:{tag}", timeout=300)

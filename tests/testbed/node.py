@@ -8,6 +8,7 @@ from typing import Any
 
 from testbed import images, mounts
 from testbed.control import Control
+from testbed.packages import PLUGINS
 from testbed.processes import Processes
 from testbed.programs import program
 from testbed.shell import CommandFailed, run
@@ -27,7 +28,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
   netns_mounts_under_state_dir = true
   stream_server_address = "127.0.0.1"
   [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "/usr/lib/cni"
+    bin_dir = "{plugins}"
     conf_dir = "{folder}/cni"
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
@@ -85,7 +86,8 @@ class Node:
 
     def _containerd(self) -> None:
         config = self.folder / "containerd.toml"
-        config.write_text(CONTAINERD.format(folder=self.folder, socket=self.socket, pause=images.PAUSE))
+        values = {"folder": self.folder, "socket": self.socket, "pause": images.PAUSE, "plugins": PLUGINS}
+        config.write_text(CONTAINERD.format(**values))
         self._write("cni/10-pods.conflist", self._pod_network())
         self._start("containerd", "containerd", "--config", config)
 
