@@ -73,7 +73,7 @@ def minio(folder: Path) -> Iterator[Minio]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        _await(server, f"http://{address}/minio/health/live")
+        _await(server, f"http://{address}/minio/health/cluster")
         running = Minio(f"http://{address}", data)
         make_bucket(running)
         yield running

@@ -40,6 +40,11 @@ ENDS = {
         1,
         ("error", "DeviceFailure"),
     ),
+    "a store that does not answer": (
+        "from trialkeeper.store import Unreachable\ntrialkeeper.get_params()\nraise Unreachable('no answer')",
+        1,
+        ("error", "StoreUnreachable"),
+    ),
     "os._exit": ("trialkeeper.report({'loss': 1}); os._exit(0)", 0, ("running", "")),
     "SIGKILL": ("trialkeeper.report({'loss': 1}); os.kill(os.getpid(), 9)", -9, ("running", "")),
     "a non-finite objective": ("trialkeeper.report({'loss': float('inf')})", 0, ("stopped", "NonFinite")),

@@ -71,7 +71,7 @@ class Kube:
                 request = await self._client.param_serialize(
                     verb,
                     url,
-                    header_params={"Accept": "application/json", "Content-Type": content},
+                    header_params={"Accept": "application/json, */*;q=0.5", "Content-Type": content},
                     body=body,
                     auth_settings=["BearerToken"],
                 )

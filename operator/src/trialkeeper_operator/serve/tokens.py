@@ -92,8 +92,8 @@ class Tokens:
     async def _key(self, kid: str) -> jwt.PyJWK | None:
         now = self._clock()
         if kid not in self._keys and not self._closed and now - self._read_at >= _REFRESH:
-            self._read_at = now
             await self._read()
+            self._read_at = now  # only now: as long as the keys cannot be read, nobody is told that his is unknown
         return self._keys.get(kid)
 
     async def _read(self) -> None:

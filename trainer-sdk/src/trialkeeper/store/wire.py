@@ -161,7 +161,7 @@ class Wire:
                     continue
                 if answer.status not in _AGAIN and answer.status != 409:
                     raise failure
-                pause = min(max(pause, retry_after(answer.headers.get("Retry-After"))), PAUSE_LIMIT)
+                pause = min(max(pause, retry_after(answer.headers.get("Retry-After"))), 4 * pause, PAUSE_LIMIT)
             if short or tries == TRIES or time.monotonic() + pause >= end:
                 break
             time.sleep(pause)
