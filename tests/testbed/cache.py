@@ -16,6 +16,9 @@ from typing import IO
 from testbed.shell import run
 
 
+HALF = ".half"  # behind the name of what is still being made
+
+
 def home() -> Path:
     """The folder of everything that the testbed keeps."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -62,6 +65,13 @@ def locked_one_of(names: Iterable[str]) -> Iterator[str]:
     raise BlockingIOError("each of the names is in use by somebody")
 
 
+def forget(pattern: str, *, keep: int) -> None:
+    """Throw away the cache's folders of a kind, except for those that were used last."""
+    folders = [folder for folder in home().glob(pattern) if folder.suffix != HALF]
+    for folder in sorted(folders, key=lambda f: f.stat().st_mtime, reverse=True)[keep:]:
+        throw_away(folder)
+
+
 def throw_away(folder: Path) -> None:
     """Make a folder disappear at once; its files follow, since a node's images are more than one wants to wait for."""
     trash = home() / "trash"
@@ -76,10 +86,11 @@ def once(name: str, make: Callable[[Path], None]) -> Path:
     """The cache's folder `name`, filled by `make` if there is none yet; nobody ever sees it half full."""
     folder = home() / name
     if folder.is_dir():
+        os.utime(folder)  # it was used: what was not for long, may be forgotten
         return folder
     with locked(name.replace("/", "-")):
         if not folder.is_dir():
-            half = folder.with_name(f"{folder.name}.half")
+            half = folder.with_name(f"{folder.name}{HALF}")
             shutil.rmtree(half, ignore_errors=True)
             half.mkdir(parents=True)
             make(half)
