@@ -15,7 +15,6 @@ from typing import IO
 
 from testbed.shell import run
 
-
 HALF = ".half"  # behind the name of what is still being made
 
 
