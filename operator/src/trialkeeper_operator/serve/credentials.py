@@ -50,7 +50,7 @@ def policy(bucket: str, own: str, readable: Sequence[str] = ()) -> str:
         {"Effect": "Allow", "Action": everything, "Resource": [f"{objects}{own}/*"]},
         {
             "Effect": "Allow",
-            "Action": ["s3:ListBucket", "s3:ListBucketMultipartUploads"],
+            "Action": ["s3:ListBucket"],
             "Resource": [f"arn:aws:s3:::{bucket}"],
             "Condition": {"StringLike": {"s3:prefix": listed}},
         },
@@ -109,7 +109,7 @@ class Credentials:
             )
             made = provider.retrieve()
         except Exception as refused:  # urllib3's, minio's, and XML's own
-            raise NoKeys(f"the store at {self._store.endpoint} gave no keys: {type(refused).__name__}") from refused
+            raise NoKeys(f"the store at {self._store.endpoint} gave no keys: {str(refused)[:200]}") from refused
         return Keys(made.access_key, made.secret_key, made.session_token or "", self._clock() + DURATION)
 
 
