@@ -39,7 +39,7 @@ cluster-down: $(VENV)/bin/pip ## Take that cluster down again
 	@$(TESTBED) down $(ARGS)
 
 test-chart: $(VENV)/dev ## The chart: rendering, rights, pods, values (needs helm, or Go; TRIALKEEPER_TEST_KUBECONFIG: on a server, too)
-	$(BIN)/pytest -n 2 --dist loadgroup tests/chart -q $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile tests/chart -q $(ARGS)
 
 check: $(VENV)/dev ## Formatting, lint, types, layers, and that CRDs and chart are those of the models
 	$(BIN)/ruff format --check .

@@ -24,7 +24,7 @@ Object = dict[str, Any]
 
 @functools.cache
 def tool(name: str) -> str:
-    """A program: what HELM, KUBECTL, HELM_UNITTEST name, what is in PATH, or what the testbed has built or builds now."""
+    """A program: what HELM, KUBECTL, HELM_UNITTEST name, what is in PATH, or what the testbed builds."""
     named = os.environ.get(name.upper().replace("-", "_")) or shutil.which(name)
     if named:
         return named

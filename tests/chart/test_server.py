@@ -21,7 +21,6 @@ from chart.rendering import CHART, MODES, Refused, objects, one_line, pod_specs,
 KUBECONFIG = os.environ.get("TRIALKEEPER_TEST_KUBECONFIG", "")
 pytestmark = [
     pytest.mark.skipif(not KUBECONFIG, reason="TRIALKEEPER_TEST_KUBECONFIG names no cluster"),
-    pytest.mark.xdist_group("server"),
 ]
 FOREIGN = {"ServiceMonitor", "PrometheusRule"}
 STANDARD = {"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "provisioner": "nobody"}
