@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from fake_s3 import BUCKET, Fake, Fault, Request, fake_s3
 from minio_server import KEYS
@@ -335,6 +337,42 @@ def test_a_forked_child_has_connections_of_its_own(server: Fake, store: S3Store)
     os.close(read)
 
 
+def test_a_certificate_is_checked_against_the_authority_that_was_given(tmp_path: Path) -> None:
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / "w").write_bytes(bytes(20 << 20))
+    with fake_s3(tls=context) as server:
+        for given in (str(tmp_path / "ca.pem"), (tmp_path / "ca.pem").read_text()):
+            with opened(server.url, tmp_path, TRIALKEEPER_STORE_CA=given) as store:
+                store.put_new(f"a{len(given)}", b"1")
+        with opened(server.url, tmp_path, TRIALKEEPER_STORE_CA=given) as store:
+            store.take(made, "data/a")
+            assert (store.folder("data/a") / "w").stat().st_size == 20 << 20
+        asked = len(server.requests)
+        with opened(server.url, tmp_path) as store, pytest.raises(Unreachable, match="cannot be trusted: "):
+            store.list("")
+        unusable = pytest.raises(OSError, match="the certificates in /no/such/file cannot be used")
+        with opened(server.url, tmp_path, TRIALKEEPER_STORE_CA="/no/such/file") as store, unusable:
+            store.list("")
+        assert len(server.requests) == asked
+
+
+@pytest.mark.parametrize(("access", "used"), [("key\n", "key"), ("k\u00e9y", None), ("k\ney", None), ("  ", None)])
+def test_keys_are_taken_without_their_lines_end_and_never_end_a_trainer(
+    access: str, used: str | None, server: Fake, store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", access)
+    if used is None:
+        with pytest.raises(Unreachable, match="there are no keys for"):
+            store.list("")
+        return
+    store.list("")
+    assert f"Credential={used}/" in server.requests[-1].headers["authorization"]
+
+
 def test_lines_that_could_not_be_sent_go_first_the_next_time(server: Fake, store: S3Store) -> None:
     lines = store.append("results/a.jsonl")
     lines.write(b"1\n")
@@ -403,9 +441,10 @@ def test_a_listing_cannot_lead_outside_of_the_folder(server: Fake, store: S3Stor
         store.folder("data/a")
 
 
-def test_a_name_that_no_bucket_holds_is_the_trainers_error(store: S3Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a\nb", "a\udce9", "/".join(["\u00e4" * 120] * 5)])
+def test_a_name_that_no_bucket_holds_is_the_trainers_error(name: str, store: S3Store, tmp_path: Path) -> None:
     made = tmp_path / "made"
-    made.mkdir()
-    (made / "a\nb").write_text("")
+    (made / name).parent.mkdir(parents=True)
+    (made / name).write_text("")
     with pytest.raises(ValueError, match="a bucket cannot hold a file called"):
         store.take(made, "data/a")

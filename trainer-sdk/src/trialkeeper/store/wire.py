@@ -17,7 +17,14 @@ from xml.etree import ElementTree
 
 import urllib3
 from minio.signer import sign_v4_s3
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, NameResolutionError, NewConnectionError, ReadTimeoutError
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    NameResolutionError,
+    NewConnectionError,
+    ProtocolError,
+    ReadTimeoutError,
+)
 from urllib3.exceptions import SSLError as TlsError
 
 from trialkeeper import trust
@@ -152,7 +159,7 @@ class Wire:
             try:
                 answer = self._once(method, key, query or {}, body, headers or {}, patience, sink)
             except BrokenOff as broken:
-                failure = Refused(f"{self.bucket} breaks off in the middle of {key}: {broken}")
+                failure = Refused(f"{self.bucket} breaks off in the middle of {key or 'its list'}: {broken}")
             except HTTPError as error:
                 failure = Unreachable(f"{self.bucket} {_words(error)}")
                 if isinstance(error, TlsError):
@@ -213,6 +220,9 @@ class Wire:
                 sink(response)
                 return Answer(response.status, response.headers, b"")
             return Answer(response.status, response.headers, response.read())
+        except ProtocolError:
+            response.close()
+            raise BrokenOff("less came than was promised") from None
         except BaseException:
             response.close()
             raise
