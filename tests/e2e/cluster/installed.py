@@ -20,8 +20,8 @@ from testbed.programs import program
 from testbed.wait import until
 
 ROOT = Path(__file__).parents[3]
-CHART = ROOT / "charts" / "trialkeeper"
 SYSTEM = "trialkeeper-system"
+INSTALL = ["install", "trialkeeper", "charts/trialkeeper", "-n", SYSTEM, "--create-namespace", "--wait"]
 Object = dict[str, Any]
 
 
@@ -192,7 +192,8 @@ def _answers(port: int) -> bool:
 
 def install(cluster: Cluster) -> Installed:
     """`helm install` as the README has it, and wait until both replicas and the store are there."""
-    cluster.helm("install", "trialkeeper", str(CHART), "-n", SYSTEM, "--create-namespace", "--wait", "--timeout=180s")
+    arguments = [str(ROOT / a) if a.startswith("charts/") else a for a in INSTALL]
+    cluster.helm(*arguments, "--timeout=180s")
     installed = Installed(cluster)
     began = time.monotonic()
     installed.leader()
