@@ -62,8 +62,8 @@ class Installed:
         assert trial is not None
         return trial
 
-    def running(self, namespace: str, *, iteration: int = 2, seconds: float = 90) -> Object:
-        """A trial in mid-training: of those with a checkpoint at or after an iteration, the least far."""
+    def running(self, namespace: str, *, iteration: int = 2, off: str = "", seconds: float = 90) -> Object:
+        """A trial in mid-training: of those with a checkpoint at or after an iteration, the least far; not on `off`."""
 
         def look() -> Object | None:
             found = [
@@ -72,6 +72,7 @@ class Installed:
                 if (s := t.get("status") or {}).get("phase") == "Running"
                 and (s.get("checkpoint") or {}).get("iteration", 0) >= iteration
                 and (s.get("checkpoint") or {}).get("attempt") == s.get("attempt")
+                and (not off or self.node_of(namespace, s["pod"]["name"]) != off)
             ]
             return min(found, key=lambda t: int(t["status"]["checkpoint"]["iteration"])) if found else None
 
@@ -80,7 +81,8 @@ class Installed:
         return trial
 
     def node_of(self, namespace: str, pod: str) -> str:
-        return str(self.get(f"pod/{pod}", namespace)["spec"]["nodeName"])
+        found = self.items("pods", namespace, f"--field-selector=metadata.name={pod}")
+        return str(found[0]["spec"].get("nodeName", "")) if found else ""
 
     def await_success(self, namespace: str, experiment: str, seconds: int = 240) -> Object:
         """`kubectl wait` as people use it; the experiment."""
