@@ -43,7 +43,9 @@ ENV_RESUME = "TRIALKEEPER_RESUME"  # 1: a plain run resumes from its folder
 # The report service: both take a POST with `Authorization: Bearer <token>`.
 AUDIENCE = "trialkeeper.dev/report"  # of the token, so that it opens nothing else
 REPORT_PATH = "/v1/report"  # body: a Message; answer: {"settings": {...}} as in ENV_SETTINGS, when they have changed
-CREDENTIALS_PATH = "/v1/credentials"  # answer: {"accessKey", "secretKey", "sessionToken", "expires": epoch seconds or 0}
+CREDENTIALS_PATH = (
+    "/v1/credentials"  # answer: {"accessKey", "secretKey", "sessionToken", "expires": epoch seconds or 0}
+)
 
 NOTIFY_FILE = "preempted"  # in the scratch folder: its appearance means what SIGTERM means
 

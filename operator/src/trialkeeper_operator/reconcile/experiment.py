@@ -31,18 +31,21 @@ async def reconcile(world: World, name: Name) -> Outcome:
     if experiment is None:
         return None  # a status of ours that does not fit: another version of us wrote it
     plan = _planned(world, experiment)
-    if decide.over(plan.status) and plan.status != experiment.status:
-        # The verdict is for good, and its counts are: the cache may have missed a trial, the cluster has not.
-        labels = {names.LABEL_EXPERIMENT: experiment.name}
-        async for trial in world.cluster.list(names.TRIAL, experiment.namespace, labels):
-            world.seen(names.TRIAL, trial)
+    if plan.status != experiment.status and (decide.over(plan.status) or decide.over(experiment.status)):
+        # A verdict is given for good, and taken back for good reasons: the cache may have missed what a trial
+        # has become, the cluster has not.
+        await _list_trials(world, experiment)
         plan = _planned(world, experiment)
     status = plan.status.to_object()
     try:
         # The snapshot first: once an experiment is called over, nobody may come by again to write it.
         wait = await snapshot.keep(world, dict(raw), status, over=decide.over(plan.status))
-    except Conflict:
-        return snapshot.INTERVAL
+    except snapshot.Behind as behind:
+        found = await world.look(names.EXPERIMENT, name)
+        if found is not None and found["metadata"]["uid"] == experiment.uid:
+            await _list_trials(world, experiment)
+            world.snapshots[experiment.uid] = behind.kept
+        return 0.0
     if plan.status != experiment.status:
         try:
             await world.put_status(raw, status)
@@ -67,6 +70,12 @@ def _refusal(world: World, raw: Object) -> InvalidObject | None:
         return refusal
     world.accepted[uid] = generation
     return None
+
+
+async def _list_trials(world: World, experiment: Experiment) -> None:
+    labels = {names.LABEL_EXPERIMENT: experiment.name}
+    async for trial in world.cluster.list(names.TRIAL, experiment.namespace, labels):
+        world.seen(names.TRIAL, trial)
 
 
 def _planned(world: World, experiment: Experiment) -> decide.Plan:

@@ -20,10 +20,16 @@ Key = tuple[str, Name]  # kind (Experiment or Trial) and name
 
 
 class Kept(NamedTuple):
-    """The snapshot that was written last, and when the next one is due (seconds since the epoch)."""
+    """The snapshot that is stored as far as is known, and when the next one is due (seconds since the epoch).
+
+    `digest` is that of the one written last, empty if it is not ours; `rows` are the uids of its trials;
+    `stored` is the ConfigMap that may be replaced, None if there was none.
+    """
 
     digest: str
     due: float
+    rows: frozenset[str]
+    stored: Object | None = None
 
 
 @dataclass

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ SCHEMA_VERSION = 1
 DATA_KEY = "snapshot.json.gz"
 UID_ANNOTATION = "trialkeeper.dev/experiment-uid"
 SHA_ANNOTATION = "trialkeeper.dev/sha256"
+VERSION_ANNOTATION = "trialkeeper.dev/set-aside-version"
 COMPRESSED_LIMIT = 1 << 20  # bytes: what a ConfigMap holds
 UNPACKED_LIMIT = 64 << 20
 
@@ -144,6 +146,48 @@ def decode(data: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return experiment, trials
 
 
+def name_of(experiment: str) -> str:
+    """The ConfigMap that holds an experiment's snapshot."""
+    return f"{experiment}-snapshot"
+
+
+def _annotation(config_map: Mapping[str, Any], name: str) -> str:
+    found = (config_map["metadata"].get("annotations") or {}).get(name, "")
+    return found if isinstance(found, str) else ""
+
+
+def owner_of(config_map: Mapping[str, Any]) -> str:
+    """The uid of the experiment whose snapshot a ConfigMap holds, empty if it does not say."""
+    return _annotation(config_map, UID_ANNOTATION)
+
+
+def digest_of(config_map: Mapping[str, Any]) -> str:
+    """The sha256 that a ConfigMap says its snapshot has."""
+    return _annotation(config_map, SHA_ANNOTATION)
+
+
+def names_aside(config_map: Mapping[str, Any]) -> list[str]:
+    """The names under which a snapshot may be set aside: with the beginning of its uid, else with all of it."""
+    name, owner = config_map["metadata"]["name"], re.sub("[^a-z0-9-]", "", owner_of(config_map).lower()).strip("-")
+    return [f"{name}-{owner[:8].strip('-') or 'unknown'}", f"{name}-{owner[:64].strip('-') or 'unknown-2'}"]
+
+
+def aside(config_map: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A copy of a ConfigMap for another name, which says of which version it is a copy."""
+    meta = config_map["metadata"]
+    copy = {k: v for k, v in config_map.items() if k != "metadata"}
+    annotations = {**(meta.get("annotations") or {}), VERSION_ANNOTATION: meta["resourceVersion"]}
+    labels = {"labels": meta["labels"]} if "labels" in meta else {}
+    kept = {"name": name, "namespace": meta["namespace"], "annotations": annotations, **labels}
+    return {**copy, "metadata": kept}
+
+
+def version_aside(config_map: Mapping[str, Any]) -> int:
+    """The version that a copy says it was made of; resourceVersions compare as integers (KEP-5504)."""
+    text = _annotation(config_map, VERSION_ANNOTATION)
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 64 else 0
+
+
 def config_map(experiment: Mapping[str, Any], data: bytes) -> dict[str, Any]:
     """The ConfigMap `<experiment>-snapshot`. It has no owner, since it is there to outlive the experiment."""
     meta = experiment["metadata"]
@@ -151,7 +195,7 @@ def config_map(experiment: Mapping[str, Any], data: bytes) -> dict[str, Any]:
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {
-            "name": f"{meta['name']}-snapshot",
+            "name": name_of(meta["name"]),
             "namespace": meta.get("namespace", ""),
             "annotations": {
                 UID_ANNOTATION: meta.get("uid", ""),
