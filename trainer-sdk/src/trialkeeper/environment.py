@@ -36,6 +36,8 @@ class Environment:
     termination_log: Path | None
     report_file: Path | None
     mtbf: float
+    root: Path | None = None  # of the whole directory store, None in a plain run
+    base: tuple[str, ...] = ()  # inherited checkpoints that the first attempt may begin from, the nearest first
     hold: int = 0  # the iteration at which this attempt waits for the drill's kill, 0 for none
 
 
@@ -94,6 +96,7 @@ def read(env: Mapping[str, str], *, worker: bool = False) -> Environment:
     """
     if contract.ENV_STORE not in env or contract.ENV_ATTEMPT not in env:
         return _plain(env, env.get(ENV_PLAIN, "") if worker else "")
+    root = path_of(env[contract.ENV_STORE])
     return Environment(
         plain=False,
         namespace=env.get(contract.ENV_NAMESPACE, ""),
@@ -105,13 +108,23 @@ def read(env: Mapping[str, str], *, worker: bool = False) -> Environment:
         seed=_whole(env, contract.ENV_SEED, 0),
         parameters=_json(env, contract.ENV_PARAMS),
         settings=_json(env, contract.ENV_SETTINGS),
-        folder=path_of(env[contract.ENV_STORE]) / env.get(contract.ENV_PREFIX, "trial"),
+        folder=root / env.get(contract.ENV_PREFIX, "trial"),
         scratch=Path(env.get(contract.ENV_SCRATCH) or _default_scratch(env)),
         termination_log=Path(env.get(contract.ENV_TERMINATION_LOG, "/dev/termination-log")),
         report_file=path_of(env[contract.ENV_REPORT]) if env.get(contract.ENV_REPORT) else None,
         mtbf=_number(env, contract.ENV_MTBF_SECONDS, DEFAULT_MTBF),
+        root=root,
+        base=_bases(env),
         hold=_hold(env),
     )
+
+
+def _bases(env: Mapping[str, str]) -> tuple[str, ...]:
+    keys = tuple(key for key in env.get(contract.ENV_BASE, "").split(",") if key)
+    for key in keys:
+        if contract.parse_inherited_key(key) is None:
+            raise ValueError(f"{contract.ENV_BASE} names no checkpoint: {key[:80]!r}")
+    return keys
 
 
 def _hold(env: Mapping[str, str]) -> int:
