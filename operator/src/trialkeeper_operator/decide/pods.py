@@ -42,6 +42,9 @@ def environment(experiment: Experiment, trial: Trial, attempt: int) -> dict[str,
         contract.ENV_SETTINGS: json.dumps(settings(experiment), separators=compact),
         contract.ENV_PREFIX: contract.prefix(trial.namespace, experiment.name, experiment.uid, trial.spec.index),
     }
+    # Trials are objects that others may write, too: no trainer is sent into another namespace's prefix.
+    bases = [key for key in trial.spec.base or () if key.startswith(f"{trial.namespace}/")]
+    values |= {contract.ENV_BASE: ",".join(bases)} if bases else {}
     for name, value in parameters.items():
         text = value if isinstance(value, str) else json.dumps(value)
         values[contract.ENV_PARAM_PREFIX + name.upper()] = text

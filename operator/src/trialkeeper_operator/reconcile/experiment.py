@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from trialkeeper_operator.api import names
-from trialkeeper_operator.api.conditions import Condition
 from trialkeeper_operator.api.experiment import Experiment
-from trialkeeper_operator.api.times import stamp
 from trialkeeper_operator.api.validate import InvalidObject
 from trialkeeper_operator.decide import experiment as decide
-from trialkeeper_operator.reconcile import snapshot
+from trialkeeper_operator.reconcile import restore, snapshot
 from trialkeeper_operator.reconcile.ask import ask, limit
 from trialkeeper_operator.reconcile.ports import AlreadyExists, Conflict, Object
+from trialkeeper_operator.reconcile.refusing import refuse
 from trialkeeper_operator.reconcile.world import Outcome, World
 from trialkeeper_operator.search.check import checked
 from trialkeeper_operator.state.cache import Name, owner_uid
@@ -25,11 +24,13 @@ async def reconcile(world: World, name: Name) -> Outcome:
         return None
     refusal = _refusal(world, dict(raw))
     if refusal is not None:
-        await _refuse(world, dict(raw), str(refusal)[:1024])
+        await refuse(world, dict(raw), names.INVALID, str(refusal))
         return None
     experiment = world.cache.experiment(name)
     if experiment is None:
         return None  # a status of ours that does not fit: another version of us wrote it
+    if restore.pending(experiment):
+        return await restore.carry_out(world, name)
     plan = _planned(world, experiment)
     if plan.status != experiment.status and (decide.over(plan.status) or decide.over(experiment.status)):
         # A verdict is given for good, and taken back for good reasons: the cache may have missed what a trial
@@ -96,21 +97,3 @@ async def _create(world: World, experiment: Experiment, index: int) -> bool:
         return found is None or owner_uid(found) == experiment.uid
     world.seen(names.TRIAL, created)
     return True
-
-
-async def _refuse(world: World, raw: Object, message: str) -> None:
-    """The object breaks rules, whatever let it in: say so once, and leave it alone."""
-    known = (raw.get("status") or {}).get("conditions") or ()
-    if any(c.get("type") == names.ACCEPTED and c.get("message") == message for c in known if isinstance(c, dict)):
-        return
-    condition = Condition(
-        type=names.ACCEPTED,
-        status="False",
-        reason=names.INVALID,
-        message=message,
-        last_transition_time=stamp(world.now()),
-    )
-    try:
-        await world.put_status(raw, {"phase": "Invalid", "conditions": [condition.to_object()]})
-    except Conflict:
-        await world.look(names.EXPERIMENT, (raw["metadata"].get("namespace", ""), raw["metadata"]["name"]))

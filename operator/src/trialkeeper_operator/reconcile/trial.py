@@ -10,6 +10,7 @@ from trialkeeper_operator.decide import endings, ledger
 from trialkeeper_operator.decide import trial as decide
 from trialkeeper_operator.decide.endings import Ending
 from trialkeeper_operator.decide.trial import Action, ConfirmAbsence, CreatePod, DeletePod, Plan, View
+from trialkeeper_operator.reconcile import restore
 from trialkeeper_operator.reconcile.ports import AlreadyExists, Conflict, Invalid, NotFound
 from trialkeeper_operator.reconcile.world import Outcome, World
 from trialkeeper_operator.state.cache import Name, owner_uid
@@ -47,6 +48,8 @@ def _view(world: World, name: Name) -> View | None:
     experiment = world.cache.experiment((trial.namespace, trial.spec.experiment))
     if experiment is None or experiment.uid != trial.spec.experiment_uid or experiment.deleting:
         return None
+    if restore.pending(experiment):
+        return None  # its status may not be recorded yet: what is over would look like what has not begun
     report, heard = world.reports.get(name, (None, None))
     pod = trial.status.pod
     last = world.cache.last_pod((trial.namespace, pod.name), pod.uid) if pod else None
