@@ -1,8 +1,9 @@
 """Restoring: a new experiment takes over the trials of a snapshot before it does anything of its own.
 
 Every step may be done twice, by two operators, and be cut short anywhere. That all trials are there is stored
-in the experiment's status; until then none of them is run, no other one is made, and no snapshot is written,
-so that the one to go on from stays what it was, also if it has the name that the new one will get.
+in the experiment's status; until then no other one is made and no snapshot is written, so that the one to go on
+from stays what it was, also if it has the name that the new one will get. No trial runs before the experiment is
+accepted, which is stored after its own first snapshot: what runs is in a snapshot that knows where it began.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Any
 
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.experiment import Experiment
+from trialkeeper_operator.api.times import seconds
+from trialkeeper_operator.decide import endings
 from trialkeeper_operator.decide import restore as decide
 from trialkeeper_operator.decide.restore import Donor, RestoreRefused, Row
 from trialkeeper_operator.reconcile.ask import body, space_of
@@ -23,10 +26,39 @@ from trialkeeper_operator.state.cache import Name, owner_uid
 
 RETRY = 30.0  # seconds until a snapshot that cannot be used, or a name that somebody else has, is tried again
 
+LOOK = 2.0  # seconds between two looks at trainers on their way out
+PAST_GRACE = 30.0  # seconds after its deletionTimestamp, which contains its grace, that a pod is waited for
+UNDELETED = 60.0  # seconds that the collector is given to delete the pods of an experiment that is gone
+
 
 def pending(experiment: Experiment) -> bool:
     """Whether the experiment still has trials to take over."""
     return experiment.spec.restore_from is not None and experiment.status.restored is None
+
+
+def may_run(experiment: Experiment) -> bool:
+    """Whether the trials that there are may be run: those taken over not before they are all there."""
+    if experiment.spec.restore_from is None:
+        return True
+    accepted = any(c.type == names.ACCEPTED and c.status == "True" for c in experiment.status.conditions)
+    return accepted and not pending(experiment)
+
+
+async def _saving(world: World, experiment: Experiment, donor: Donor) -> bool:
+    """Whether trainers of the donor, which is gone, are still on their way out: what they save now will be needed.
+
+    One that is past its grace is not waited for, nor one that nobody deletes: it may be on a node that is lost.
+    """
+    old = await world.cluster.get(names.EXPERIMENT, donor.namespace, donor.name)
+    if old is not None and old["metadata"]["uid"] == donor.uid and not old["metadata"].get("deletionTimestamp"):
+        return False
+    patient = world.now() < seconds(experiment.created) + UNDELETED
+    async for pod in world.cluster.list(names.POD, donor.namespace, {names.LABEL_EXPERIMENT: donor.name}):
+        deleted, annotations = pod["metadata"].get("deletionTimestamp"), pod["metadata"].get("annotations") or {}
+        waited = world.now() < seconds(deleted) + PAST_GRACE if deleted else patient
+        if waited and not endings.ended(pod, annotations.get(names.ANNOTATION_TRAINER, "")):
+            return True
+    return False
 
 
 def read(experiment: Experiment, config_map: Object | None, now: float) -> tuple[Donor, list[Row]]:
@@ -69,6 +101,8 @@ async def carry_out(world: World, name: Name) -> Outcome:
         for row in rows:
             if not await _take_over(world, experiment, row):
                 return RETRY
+        if await _saving(world, experiment, donor):
+            return LOOK
     except RestoreRefused as refusal:
         await refuse(world, raw, names.NOT_RESTORED, str(refusal))
         return RETRY

@@ -48,7 +48,7 @@ def _view(world: World, name: Name) -> View | None:
     experiment = world.cache.experiment((trial.namespace, trial.spec.experiment))
     if experiment is None or experiment.uid != trial.spec.experiment_uid or experiment.deleting:
         return None
-    if restore.pending(experiment):
+    if not restore.may_run(experiment):
         return None  # its status may not be recorded yet: what is over would look like what has not begun
     report, heard = world.reports.get(name, (None, None))
     pod = trial.status.pod
