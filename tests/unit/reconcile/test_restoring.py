@@ -304,6 +304,8 @@ def test_the_snapshot_outlives_the_experiment_unless_it_is_to_go_with_it(policy:
         world = stage.operator()
         await stage.show(world)
         await settled(world)
+        assert await stage.memory.get("ConfigMap", "default", "exp-snapshot") is None, "there is nothing in it yet"
+        await settled(world)
         await stage.memory.delete("Experiment", *NAME)
         found = await stage.memory.get("ConfigMap", "default", "exp-snapshot")
         assert (found is None) == (policy == "Delete")

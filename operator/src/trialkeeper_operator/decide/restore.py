@@ -22,6 +22,8 @@ from trialkeeper_operator.api.trial import BASES_LIMIT, TrialSpec, TrialStatus
 from trialkeeper_operator.decide import ledger
 from trialkeeper_operator.decide.trial import completed
 
+TAKEN_OVER = "taken over from"  # how the message of a trial begins that was over before
+
 _UID = re.compile(r"[a-zA-Z0-9][-a-zA-Z0-9]{0,63}")
 _OVER = ("failures", "disruptions", "iteration", "trained_seconds", "metrics", "lost_work", "start_time")
 
@@ -112,7 +114,7 @@ def _row(experiment: Experiment, donor: Donor, raw: Mapping[str, Any], source: s
     if old.phase in ledger.FINAL:
         ended = {
             "closed": old.attempt,
-            "message": f"taken over from {source}",
+            "message": f"{TAKEN_OVER} {source}",
             "completion_time": old.completion_time or stamp(now),
         }
         status = old.model_copy(update={**ended, "checkpoint": checkpoint})

@@ -41,6 +41,8 @@ async def keep(world: World, raw: Object, status: Mapping[str, Any], *, over: bo
         return kept.due - now
     trials = world.cache.raw_children(names.TRIAL, uid)
     rows = frozenset(trial["metadata"]["uid"] for trial in trials)
+    if kept is None and not status.get("trials"):
+        return None  # the first trials bring the next pass, and there is nothing to go on from before them
     data = snapshot.encode({**raw, "status": dict(status)}, trials)
     digest = hashlib.sha256(data).hexdigest()
     if kept is None:
