@@ -93,7 +93,7 @@ async def _act(world: World, view: View, action: Action) -> None:
     if isinstance(action, CreatePod):
         await _create(world, view, action)
     elif isinstance(action, DeletePod):
-        await _delete(world, view.trial.namespace, action)
+        await _delete(world, view.trial, action)
 
 
 async def _create(world: World, view: View, action: CreatePod) -> None:
@@ -123,10 +123,14 @@ async def _refused(world: World, name: Name, view: View, sentence: str) -> None:
     await world.put_status(raw, closed.to_object())
 
 
-async def _delete(world: World, namespace: str, action: DeletePod) -> None:
+async def _delete(world: World, trial: Trial, action: DeletePod) -> None:
     try:
-        await world.cluster.delete(names.POD, namespace, action.name, uid=action.uid, grace_seconds=action.grace)
-    except (NotFound, Conflict):
-        known = world.cache.raw(names.POD, (namespace, action.name))
+        await world.cluster.delete(names.POD, trial.namespace, action.name, uid=action.uid, grace_seconds=action.grace)
+    except NotFound:
+        known = world.cache.raw(names.POD, (trial.namespace, action.name))
         if known is not None and known["metadata"]["uid"] == action.uid:
             world.vanished(names.POD, dict(known))
+    except Conflict:
+        # Another pod of this name, as a rule; only a look tells, and what is gone by the cache never comes back.
+        await world.look(names.POD, (trial.namespace, action.name))
+        world.queue.add((names.TRIAL, (trial.namespace, trial.name)))
