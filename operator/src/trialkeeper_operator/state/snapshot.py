@@ -175,7 +175,8 @@ def name_of(experiment: str) -> str:
 
 
 def _annotation(config_map: Mapping[str, Any], name: str) -> str:
-    found = (config_map["metadata"].get("annotations") or {}).get(name, "")
+    annotations = config_map["metadata"].get("annotations")
+    found = annotations.get(name) if isinstance(annotations, Mapping) else None
     return found if isinstance(found, str) else ""
 
 
