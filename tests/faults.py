@@ -81,8 +81,8 @@ class FaultyCluster:
         for obj in await self._call("list", kind, "", all_of_them):
             yield obj
 
-    async def create(self, body: Object) -> Object:
-        return await self._call("create", *_what(body), lambda: self._inner.create(body))
+    async def create(self, body: Object, *, dry_run: bool = False) -> Object:
+        return await self._call("create", *_what(body), lambda: self._inner.create(body, dry_run=dry_run))
 
     async def put(self, body: Object) -> Object:
         return await self._call("put", *_what(body), lambda: self._inner.put(body))

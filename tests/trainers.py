@@ -6,11 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from trialkeeper import environment
 from trialkeeper.contract import Message
+from trialkeeper.store.opening import open_store
+from trialkeeper.store.s3 import S3Store
 
 PREAMBLE = "import json, os, sys, signal, trialkeeper\n"
 SAVING = """
@@ -81,6 +88,49 @@ class Place:
 
     def manifests(self) -> list[str]:
         return sorted(p.stem for p in (self.store / "manifests").glob("*.json"))
+
+
+@dataclass
+class BucketPlace(Place):
+    """One trial's prefix in a bucket; each attempt has a scratch folder of its own, as on a node of its own."""
+
+    url: str = ""
+    keys: dict[str, str] = field(default_factory=dict)
+
+    def env(self, attempt: int, pod: str | None = None) -> dict[str, str]:
+        return super().env(attempt, pod) | {"TRIALKEEPER_STORE": self.url} | self.keys
+
+    @contextmanager
+    def opened(self) -> Iterator[S3Store]:
+        """The store, as a reader sees it."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self.keys.items():
+                patch.setenv(name, value)
+            found = open_store(environment.read(self.env(1, "reader")))
+            assert isinstance(found, S3Store)
+            yield found
+            found.close()
+
+    def rows(self, attempt: int = 1) -> list[dict[str, Any]]:
+        with self.opened() as store:
+            return [json.loads(line) for line in store.lines(f"results/a{attempt:06d}.jsonl")][::-1]
+
+    def manifests(self) -> list[str]:
+        with self.opened() as store:
+            return [Path(key).stem for key in store.list("manifests/")]
+
+    def copied(self) -> Path:
+        """The prefix as a directory store would have it, for whoever reads folders."""
+        top = self.root / "copied"
+        with self.opened() as store:
+            for key in store.list(""):
+                if not key.startswith("results/"):
+                    (top / key).parent.mkdir(parents=True, exist_ok=True)
+                    (top / key).write_bytes(store.get(key))
+            (top / "results").mkdir(exist_ok=True)
+            for name in {key.split("/")[1] for key in store.list("results/")}:
+                (top / "results" / name).write_bytes(b"".join([*store.lines(f"results/{name}")][::-1]))
+        return top
 
 
 @dataclass

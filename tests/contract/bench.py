@@ -60,7 +60,7 @@ class Bench:
         return {
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": self.meta(name, labels={"a": "b"}, **owners),
+            "metadata": self.meta(name, labels={"a": "b", "app.kubernetes.io/managed-by": "trialkeeper"}, **owners),
             "spec": {
                 "terminationGracePeriodSeconds": grace,
                 "restartPolicy": "Never",

@@ -31,13 +31,12 @@ def test_what_exists_is_told_first_in_its_newest_state(tell: Tell) -> None:
             exp,
             await bench.cluster.create(bench.trial(exp)),
             await bench.cluster.create(bench.pod()),
-            await bench.cluster.create(bench.config_map()),
         ]
-        await bench.cluster.create(bench.config_map("gone"))
-        await bench.delete("ConfigMap", "gone")
+        await bench.cluster.create(bench.experiment("gone"))
+        await bench.delete("Experiment", "gone")
         async with recording(bench, *(o["metadata"]["name"] for o in made)) as recorder:
             told = {e.kind: e for e in recorder.events}
-            assert len(recorder.events) == 4
+            assert len(recorder.events) == 3
             assert {kind: e.type for kind, e in told.items()} == dict.fromkeys(told, "ADDED")
             versions = {o["kind"]: o["metadata"]["resourceVersion"] for o in made}
             assert {k: e.object["metadata"]["resourceVersion"] for k, e in told.items()} == versions
@@ -102,7 +101,7 @@ def test_a_pod_is_seen_without_grace_before_it_is_gone(tell: Tell) -> None:
 
 def test_what_changes_nothing_and_what_fails_is_not_told(tell: Tell) -> None:
     async def story(bench: Bench) -> None:
-        one = await bench.cluster.create(bench.config_map())
+        one = await bench.cluster.create(bench.experiment("map"))
         exp = await bench.cluster.create(bench.experiment())
         await bench.running_pod()
         await bench.delete("Pod", "p")
@@ -112,14 +111,14 @@ def test_what_changes_nothing_and_what_fails_is_not_told(tell: Tell) -> None:
             await bench.cluster.put_status({**await bench.get("Experiment", "exp"), "status": {}})
             await bench.delete("Pod", "p")
             for write in (
-                bench.cluster.create(bench.config_map()),
+                bench.cluster.create(bench.experiment("map")),
                 bench.cluster.put({**one, "metadata": {**one["metadata"], "uid": "another"}}),
                 bench.cluster.create(bench.experiment(maxTrials=0)),
-                bench.delete("ConfigMap", "map", uid="another"),
+                bench.delete("Experiment", "map", uid="another"),
             ):
                 with pytest.raises(ClusterError):
                     await write
-            for body in (bench.config_map("end"), bench.pod("end")):
+            for body in (bench.experiment("end"), bench.pod("end")):
                 await bench.cluster.create(body)
             await bench.cluster.create(bench.experiment("last"))
             for name in ("end", "last"):
@@ -133,13 +132,13 @@ def test_what_changes_nothing_and_what_fails_is_not_told(tell: Tell) -> None:
 
 def test_each_subscriber_is_told_all_of_it(tell: Tell) -> None:
     async def story(bench: Bench) -> None:
-        await bench.cluster.create(bench.config_map("first"))
+        await bench.cluster.create(bench.experiment("first"))
         async with recording(bench, "first") as early, recording(bench, "first") as leaver:
-            await bench.cluster.create(bench.config_map("second"))
+            await bench.cluster.create(bench.experiment("second"))
             await leaver.until("ADDED", "second")
             await leaver.stop()
             async with recording(bench, "first", "second") as late:
-                await bench.delete("ConfigMap", "first")
+                await bench.delete("Experiment", "first")
                 for recorder in (early, late):
                     await recorder.until("DELETED", "first")
                     assert recorder.told("first") == [("ADDED", "first"), ("DELETED", "first")]
@@ -150,31 +149,31 @@ def test_each_subscriber_is_told_all_of_it(tell: Tell) -> None:
 
 def test_a_slow_subscriber_misses_nothing(tell: Tell) -> None:
     async def story(bench: Bench) -> None:
-        one = await bench.cluster.create(bench.config_map())
+        one = await bench.cluster.create(bench.experiment())
         events = bench.source.events()
         async for first in events:
             if first.object["metadata"]["uid"] == one["metadata"]["uid"]:
                 break
-        for n in range(2, 52):
-            one = await bench.cluster.put({**one, "data": {"v": str(n)}})
+        for n in range(11, 61):
+            one = await bench.cluster.put({**one, "spec": {**one["spec"], "parallelism": n}})
         seen = []
         async for event in events:
             if event.object["metadata"]["uid"] == one["metadata"]["uid"]:
-                seen.append(event.object["data"]["v"])
-            if seen[-1:] == ["51"]:
+                seen.append(event.object["spec"]["parallelism"])
+            if seen[-1:] == [60]:
                 break
-        assert seen == [str(n) for n in range(2, 52)]
+        assert seen == list(range(11, 61))
 
     tell(story)
 
 
 def test_namesakes_are_told_apart_by_uid(tell: Tell) -> None:
     async def story(bench: Bench) -> None:
-        one = await bench.cluster.create(bench.config_map("name"))
+        one = await bench.cluster.create(bench.experiment("name"))
         async with recording(bench, "name") as recorder:
-            await bench.delete("ConfigMap", "name")
-            two = await bench.cluster.create(bench.config_map("name"))
-            await bench.cluster.create(bench.config_map("end"))
+            await bench.delete("Experiment", "name")
+            two = await bench.cluster.create(bench.experiment("name"))
+            await bench.cluster.create(bench.experiment("end"))
             await recorder.until("ADDED", "end")
             assert [type_ for type_, _ in recorder.told("name")] == ["ADDED", "DELETED", "ADDED"]
             uids = [o["metadata"]["uid"] for o in recorder.objects("name")]
@@ -185,10 +184,10 @@ def test_namesakes_are_told_apart_by_uid(tell: Tell) -> None:
 
 def test_what_was_told_stays_as_it_was(tell: Tell) -> None:
     async def story(bench: Bench) -> None:
-        one = await bench.cluster.create(bench.config_map())
-        async with recording(bench, "map") as recorder:
-            await bench.cluster.put({**one, "data": {"v": "2"}})
-            await recorder.until("MODIFIED", "map")
-            assert [o["data"] for o in recorder.objects("map")] == [{"v": "1"}, {"v": "2"}]
+        one = await bench.cluster.create(bench.experiment("one", parallelism=1))
+        async with recording(bench, "one") as recorder:
+            await bench.cluster.put({**one, "spec": {**one["spec"], "parallelism": 2}})
+            await recorder.until("MODIFIED", "one")
+            assert [o["spec"]["parallelism"] for o in recorder.objects("one")] == [1, 2]
 
     tell(story)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from stores import ASKED, STORES
 from trialkeeper.store import AlreadyThere, Missing, Store
 from trialkeeper.store.directory import DirectoryStore
 
 
-@pytest.fixture(params=["directory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return DirectoryStore(tmp_path / "prefix")
+@pytest.fixture(params=ASKED)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    with STORES[request.param](tmp_path) as opened:
+        yield opened
 
 
 def test_what_is_put_can_be_read(store: Store) -> None:
@@ -65,13 +68,40 @@ def test_a_folder_is_taken_whole(store: Store, tmp_path: Path) -> None:
         store.folder("data/a1")
 
 
+def test_a_folder_may_hold_large_files_and_names_of_every_kind(store: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    files = {"large": bytes(range(256)) * (1 << 17), "ä b/+%41&?=#": b"1", "a" * 200: b"2", ".hidden": b"3"}
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    store.take(folder, "data/a1")
+    found = store.folder("data/a1")
+    assert {p.relative_to(found).as_posix(): p.read_bytes() for p in found.rglob("*") if p.is_file()} == files
+
+
+def test_two_folders_of_which_one_begins_like_the_other_are_two(store: Store, tmp_path: Path) -> None:
+    for name in ("data/a1", "data/a10"):
+        folder = tmp_path / "made"
+        folder.mkdir()
+        (folder / "w").write_text(name)
+        store.take(folder, name)
+    store.delete("data/a1")
+    assert (store.folder("data/a10") / "w").read_text() == "data/a10"
+
+
 def test_lines_are_appended_over_several_openings(store: Store) -> None:
     first = store.append("results/a.jsonl")
     first.write(b"1\n")
     second = store.append("results/a.jsonl")
     second.write(b"2\n")
     second.sync()
-    assert store.get("results/a.jsonl") == b"1\n2\n"
+    assert [*store.lines("results/a.jsonl")] == [b"2\n", b"1\n"]
+    first.write(b"3\n")
+    first.write(b"4\n")
+    first.sync()
+    first.sync()
+    assert [*store.lines("results/a.jsonl")] == [b"4\n", b"3\n", b"2\n", b"1\n"]
+    assert [*store.lines("results/b.jsonl")] == []
 
 
 @pytest.mark.parametrize("key", ["../x", "/etc/x", "a/../../x", "", "."])

@@ -15,17 +15,20 @@ class Lineage:
         self._prefixes: dict[str, dict[int, list[str]]] = {}  # by uid and index: the trial's own, then older ones
         self._older: dict[str, list[str]] = {}  # by prefix
         self._newest = ""
+        self._restoring = False  # whether what is created now is taken over
 
     def see(self, event: Event) -> None:
         spec, meta = event.object.get("spec") or {}, event.object["metadata"]
         if event.kind == "Experiment" and event.type == "ADDED":
             self._donor[meta["uid"]], self._newest = self.source, meta["uid"]
-        if event.kind != "Trial" or event.type == "DELETED":
+        if event.kind == "Experiment":
+            restored = (event.object.get("status") or {}).get("restored")
+            self._restoring = "restoreFrom" in spec and not restored and event.type != "DELETED"
+        if event.kind != "Trial" or event.type != "ADDED":
             return
         index, uid = spec["index"], spec["experimentUid"]
         own = contract.prefix(meta["namespace"], spec["experiment"], uid, index)
-        over = str((event.object.get("status") or {}).get("message", "")).startswith("taken over")
-        older = self._prefixes.get(self._donor[uid], {}).get(index, []) if spec.get("base") or over else []
+        older = self._prefixes.get(self._donor[uid], {}).get(index, []) if self._restoring else []
         self._prefixes.setdefault(uid, {})[index] = [own, *older]
         self._older[own] = older
 

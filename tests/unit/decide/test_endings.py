@@ -66,6 +66,10 @@ ROWS: dict[str, tuple[dict[str, Any], tuple[str, str] | None]] = {
         pod(exit_code=1, message=said("error", reason="Exception", text="ValueError: no")),
         ("Failed", "Exception"),
     ),
+    "store out of reach": (
+        pod(exit_code=1, message=said("error", reason="StoreUnreachable", text="Unreachable: no answer")),
+        ("Infrastructure", "StoreUnreachable"),
+    ),
     "exception while drained": (
         pod(exit_code=1, message=said("error", reason="Exception"), condition=DRAIN),
         ("Preempted", "EvictionByEvictionAPI"),

@@ -40,6 +40,11 @@ ENDS = {
         1,
         ("error", "DeviceFailure"),
     ),
+    "a store that does not answer": (
+        "from trialkeeper.store import Unreachable\ntrialkeeper.get_params()\nraise Unreachable('no answer')",
+        1,
+        ("error", "StoreUnreachable"),
+    ),
     "os._exit": ("trialkeeper.report({'loss': 1}); os._exit(0)", 0, ("running", "")),
     "SIGKILL": ("trialkeeper.report({'loss': 1}); os.kill(os.getpid(), 9)", -9, ("running", "")),
     "a non-finite objective": ("trialkeeper.report({'loss': float('inf')})", 0, ("stopped", "NonFinite")),
@@ -344,15 +349,27 @@ if __name__ == "__main__":
         ("TRIALKEEPER_MTBF_SECONDS", "-1", "TRIALKEEPER_MTBF_SECONDS is not a number: '-1'"),
         ("TRIALKEEPER_PARAMS", "[1]", "TRIALKEEPER_PARAMS is not a JSON object"),
         ("TRIALKEEPER_SETTINGS", "{", "TRIALKEEPER_SETTINGS is not JSON"),
-        ("TRIALKEEPER_STORE", "s3://bucket", "is not a file:// URL"),
+        ("TRIALKEEPER_GRACE_SECONDS", "inf", "TRIALKEEPER_GRACE_SECONDS is not a number: 'inf'"),
+        ("TRIALKEEPER_REPORT", "http://host:1", "TRIALKEEPER_REPORT: 'http://host:1' is not a file:// URL"),
+        ("TRIALKEEPER_REPORT", "https://host/path", "TRIALKEEPER_REPORT: it is not https://host:port"),
+        ("TRIALKEEPER_STORE", "gs://bucket", "TRIALKEEPER_STORE: 'gs://bucket' is neither a file:// nor an s3:// URL"),
+        ("TRIALKEEPER_STORE", "s3://b", "'b' is not a bucket's name"),
+        ("TRIALKEEPER_STORE", "s3://me:secret@bucket", "takes no keys"),
+        ("TRIALKEEPER_STORE", "s3://bucket?endpoint=host:9000", "endpoint='host:9000' is not http://host:port"),
+        ("TRIALKEEPER_STORE", "s3://bucket?endpoint=http://h:x", "endpoint='http://h:x' is not http://host:port"),
+        ("TRIALKEEPER_STORE", "s3://bucket?endpoint=http://me:secret@h", "an endpoint takes no keys"),
+        ("TRIALKEEPER_STORE", "s3://bucket?acl=public", "takes endpoint, region and credentials, not 'acl'"),
+        ("TRIALKEEPER_STORE", "s3://bucket?credentials=mine", "the only word is 'report'"),
+        ("TRIALKEEPER_STORE", "s3://bucket?region=a%20b", "'a b' is not a region's name"),
         ("TRIALKEEPER_STORE", "file://host/x", "is not a file:// URL of this machine"),
     ],
 )
 def test_a_variable_that_cannot_be_used_is_named(name: str, value: str, words: str) -> None:
     good = {"TRIALKEEPER_ATTEMPT": "1", "TRIALKEEPER_STORE": "file:///x%20y"}
     assert environment.read(good).folder == Path("/x y/trial")
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=words) as refused:
         environment.read(good | {name: value})
+    assert "secret" not in str(refused.value)
 
 
 def test_the_command_without_its_packages_says_what_to_install() -> None:

@@ -55,5 +55,5 @@ def get_context() -> Context:
         seed=env.seed,
         parameters=env.parameters,
         scratch=env.scratch,
-        store=env.folder.as_uri(),
+        store=env.place,
     )

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from trialkeeper import contract
+from trialkeeper.store.opening import check, path_of
 
 PLAIN_STORE = "trialkeeper-store"
 ENV_PLAIN = "TRIALKEEPER_PLAIN"  # set by a plain run for its workers: attempt:folder
 DEFAULT_MTBF = 6 * 3600.0
+DEFAULT_GRACE = 30.0  # as Kubernetes has it
 
 
 @dataclass(frozen=True)
@@ -31,29 +33,34 @@ class Environment:
     seed: int
     parameters: Mapping[str, Any]
     settings: Mapping[str, Any]
-    folder: Path  # of the trial's prefix in a directory store
+    store: str  # a URL
+    prefix: str  # of the trial's keys in it
     scratch: Path
     termination_log: Path | None
-    report_file: Path | None
+    report: str  # a URL, empty for nowhere
     mtbf: float
-    root: Path | None = None  # of the whole directory store, None in a plain run
     base: tuple[str, ...] = ()  # inherited checkpoints that the first attempt may begin from, the nearest first
     hold: int = 0  # the iteration at which this attempt waits for the drill's kill, 0 for none
+    grace: float = DEFAULT_GRACE  # seconds from SIGTERM to SIGKILL
+    store_ca: str = ""
+    report_ca: str = ""
+    token_file: Path | None = None
 
+    @property
+    def folder(self) -> Path:
+        """The trial's folder in a directory store.
 
-def path_of(url: str) -> Path:
-    """The path of a file URL.
+        :raises ValueError: if the store is none.
+        """
+        return path_of(self.store) / self.prefix
 
-    :raises ValueError: if it is another kind of URL.
-    """
-    path = url.removeprefix("file://").removeprefix("localhost")
-    if not url.startswith("file://") or not path.startswith("/"):
-        raise ValueError(f"{url!r} is not a file:// URL of this machine, and trialkeeper knows no other store yet")
-    if "%" in path:
-        from urllib.parse import unquote
-
-        path = unquote(path)
-    return Path(path)
+    @property
+    def place(self) -> str:
+        """The URL of the trial's folder."""
+        if self.store.startswith("file://"):
+            return self.folder.as_uri()
+        bucket, query, asked = self.store.partition("?")
+        return f"{bucket.rstrip('/')}/{self.prefix}{query}{asked}"
 
 
 def _number(env: Mapping[str, str], name: str, default: float) -> float:
@@ -89,6 +96,22 @@ def _json(env: Mapping[str, str], name: str) -> dict[str, Any]:
     return value
 
 
+def _url(env: Mapping[str, str], name: str, check_it: Callable[[str], object]) -> str:
+    try:
+        check_it(env[name])
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    return env[name]
+
+
+def _check_report(url: str) -> None:
+    host = url.removeprefix("https://").rstrip("/")
+    if not url.startswith("https://"):
+        path_of(url)
+    elif not host or "@" in host or "/" in host or "?" in host:
+        raise ValueError("it is not https://host:port")
+
+
 def read(env: Mapping[str, str], *, worker: bool = False) -> Environment:
     """The environment of this process; a plain run's if no operator has set it, its parent's in a plain `worker`.
 
@@ -96,7 +119,6 @@ def read(env: Mapping[str, str], *, worker: bool = False) -> Environment:
     """
     if contract.ENV_STORE not in env or contract.ENV_ATTEMPT not in env:
         return _plain(env, env.get(ENV_PLAIN, "") if worker else "")
-    root = path_of(env[contract.ENV_STORE])
     return Environment(
         plain=False,
         namespace=env.get(contract.ENV_NAMESPACE, ""),
@@ -108,14 +130,18 @@ def read(env: Mapping[str, str], *, worker: bool = False) -> Environment:
         seed=_whole(env, contract.ENV_SEED, 0),
         parameters=_json(env, contract.ENV_PARAMS),
         settings=_json(env, contract.ENV_SETTINGS),
-        folder=root / env.get(contract.ENV_PREFIX, "trial"),
+        store=_url(env, contract.ENV_STORE, check),
+        prefix=env.get(contract.ENV_PREFIX, "trial"),
         scratch=Path(env.get(contract.ENV_SCRATCH) or _default_scratch(env)),
         termination_log=Path(env.get(contract.ENV_TERMINATION_LOG, "/dev/termination-log")),
-        report_file=path_of(env[contract.ENV_REPORT]) if env.get(contract.ENV_REPORT) else None,
+        report=_url(env, contract.ENV_REPORT, _check_report) if env.get(contract.ENV_REPORT) else "",
         mtbf=_number(env, contract.ENV_MTBF_SECONDS, DEFAULT_MTBF),
-        root=root,
         base=_bases(env),
         hold=_hold(env),
+        grace=_number(env, contract.ENV_GRACE_SECONDS, DEFAULT_GRACE),
+        store_ca=env.get(contract.ENV_STORE_CA, ""),
+        report_ca=env.get(contract.ENV_REPORT_CA, ""),
+        token_file=Path(env[contract.ENV_TOKEN_FILE]) if env.get(contract.ENV_TOKEN_FILE) else None,
     )
 
 
@@ -167,10 +193,11 @@ def _plain(env: Mapping[str, str], parent: str) -> Environment:
         seed=_whole(env, contract.ENV_SEED, 0),
         parameters=_json(env, contract.ENV_PARAMS),
         settings=_json(env, contract.ENV_SETTINGS),
-        folder=folder,
+        store=folder.parent.as_uri(),
+        prefix=folder.name,
         scratch=folder / "scratch",
         termination_log=None,
-        report_file=None,
+        report="",
         mtbf=DEFAULT_MTBF,
     )
 
@@ -187,7 +214,7 @@ def reserved(env: Environment) -> Environment:
             number = int(env.folder.name) + 1
             folder = env.folder.with_name(f"{number:05d}")
             trial = f"{env.experiment}-{number}"
-            env = replace(env, folder=folder, scratch=folder / "scratch", index=number, trial=trial)
+            env = replace(env, prefix=folder.name, scratch=folder / "scratch", index=number, trial=trial)
         except OSError:
             break  # said when something is to be written
     os.environ[ENV_PLAIN] = f"{env.attempt}:{env.folder}"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from types import TracebackType
 
 from trialkeeper import contract
+from trialkeeper.store import Unreachable
 
 FRAMES = 4  # of the traceback's end are told
 CAUSES = 8  # of an exception are looked at
@@ -20,12 +21,19 @@ _DEVICE = re.compile(
 )
 
 
+_ORDER = (
+    contract.REASON_OOM,
+    contract.REASON_DEVICE,
+    contract.REASON_STORE,
+    contract.REASON_INTERRUPTED,
+    contract.REASON_EXCEPTION,
+)
+
+
 def describe(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> tuple[str, str, str]:
     """(end, reason, text) of an uncaught exception; the text has type, message and last frames."""
     reasons = {_reason(cause) for cause in _causes(error)}
-    for reason in (contract.REASON_OOM, contract.REASON_DEVICE, contract.REASON_INTERRUPTED, contract.REASON_EXCEPTION):
-        if reason in reasons:
-            break
+    reason = next(reason for reason in _ORDER if reason in reasons)
     frames = traceback.extract_tb(trace)[-FRAMES:]
     where = " < ".join(f"{f.filename.rpartition('/')[2]}:{f.lineno} {f.name}" for f in reversed(frames))
     text = f"{kind.__name__}: {_words(error)[:600]}" + (f" (at {where})" if where else "")
@@ -55,4 +63,6 @@ def _reason(error: BaseException) -> str:
         return contract.REASON_OOM
     if _DEVICE.search(words):
         return contract.REASON_DEVICE
+    if isinstance(error, Unreachable):
+        return contract.REASON_STORE
     return contract.REASON_INTERRUPTED if isinstance(error, KeyboardInterrupt) else contract.REASON_EXCEPTION

@@ -90,11 +90,7 @@ def visible(manifests: Iterable[str], attempts: Mapping[int, Mapping[str, Any]],
 
 def last_iteration(store: Store, attempt: int) -> int:
     """The highest iteration in an attempt's raw results, 0 if it never reported. A torn last line is passed over."""
-    try:
-        data = store.get(contract.results_key(attempt))
-    except Missing:
-        return 0
-    for line in reversed(data.split(b"\n")[:-1]):
+    for line in store.lines(contract.results_key(attempt)):
         try:
             return int(json.loads(line)["training_iteration"])
         except (ValueError, KeyError, TypeError):

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from trialkeeper import contract, due, resuming, saving, session, signals, stop
+from trialkeeper import contract, due, resuming, saving, session, settings, signals, stop
 from trialkeeper.checkpoint import Checkpoint
 from trialkeeper.contract import CheckpointRef, Message
 from trialkeeper.environment import reserved
@@ -22,7 +22,7 @@ from trialkeeper.manifest import Progress
 from trialkeeper.metrics import flatten, written
 from trialkeeper.saving import Save
 from trialkeeper.store import AlreadyThere, Appender
-from trialkeeper.store.directory import DirectoryStore
+from trialkeeper.store.opening import open_store
 from trialkeeper.tally import Tally
 
 HOLD_LIMIT = 10.0  # seconds that a trainer waits for the drill's kill
@@ -36,13 +36,11 @@ class Reporter:
             current.env = reserved(current.env)
         env = current.env
         self.session, self.env = current, env
-        self.store = DirectoryStore(env.folder)
+        self.store = open_store(env, current.leave_by)
         self._results: Appender = self.store.append(contract.results_key(env.attempt))
-        policy = env.settings.get("checkpoint") or {}
-        self._saves = due.Schedule(
-            due.Policy(policy.get("frequency"), policy.get("intervalSeconds"), policy.get("atEnd", True)), env.mtbf
-        )
-        self._rules = stop.parse(env.settings)
+        given = settings.parse(env.settings)
+        self._saves = due.Schedule(given.policy, env.mtbf)
+        self._rules = given.rules
         self._objectives = [o.get("metric", "") for o in env.settings.get("objectives") or []]
         self._stop_on_non_finite = env.settings.get("onNonFinite", "Stop") == "Stop"
         self._tally = Tally(env, self._rules.plateau, since=current.opened_at)
@@ -142,6 +140,7 @@ class Reporter:
             raise TypeError(f"checkpoint= takes a Checkpoint or a function save(folder), not {type(source).__name__}")
         if not self._begun:
             self._begin(asked=False)
+        self._adopt_settings()
         if step is not None:
             self._tally.advance(step)
         self._count(flat)
@@ -163,6 +162,14 @@ class Reporter:
             self._leave_saved(saved)
         if why is not None:
             self._tally.leave_out()  # to save is not to train
+
+    def _adopt_settings(self) -> None:
+        """Judge by what the operator has sent since the last report."""
+        if not self.session.new_settings:
+            return
+        given = self.session.new_settings.popleft()
+        self._rules, self._saves.policy = given.rules, given.policy
+        self._tally.judge_plateau(given.rules.plateau)
 
     def _count(self, flat: Mapping[str, float | int]) -> None:
         """One iteration more, in the raw results before anything else can go wrong."""
@@ -250,7 +257,7 @@ class Reporter:
     def _tell(self, *, now: bool) -> None:
         if now or time.monotonic() - self.session.told_at >= session.LIVE_INTERVAL:
             self._say()
-            self.session.tell()
+            self.session.tell(urgent=now)
 
     def _leave(self, end: str, reason: str, text: str) -> NoReturn:
         self._say()
@@ -281,6 +288,7 @@ class Reporter:
         if not self._begun:
             return
         try:
+            self._results.sync()
             self.store.put_new(contract.ended_key(self.env.attempt), message.encode(1 << 20).encode())
         except (AlreadyThere, OSError):
             return

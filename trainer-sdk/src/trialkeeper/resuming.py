@@ -18,7 +18,7 @@ from trialkeeper.checkpoint import Checkpoint
 from trialkeeper.contract import CheckpointRef, Resumed
 from trialkeeper.environment import Environment
 from trialkeeper.errors import CheckpointCorrupt
-from trialkeeper.store import AlreadyThere, Missing, Store
+from trialkeeper.store import AlreadyThere, Missing, Store, Unreachable
 from trialkeeper.store.opening import open_at
 
 NEWEST = 10**6  # an attempt that is later than all
@@ -102,17 +102,25 @@ def _donors(env: Environment, root: tuple[str, int, int] | None) -> list[tuple[s
 
 
 def _newest(store: Store, env: Environment) -> tuple[Checkpoint, str] | None:
-    """The newest whole checkpoint that an attempt may see, and its name; what is broken is passed over and told."""
+    """The newest whole checkpoint that an attempt may see, and its name; what is broken is passed over and told.
+
+    :raises OSError: if a store cannot be reached.
+    """
     for place, key, name in candidates(store, env):
         try:
             return load(place, key), name
+        except Unreachable:
+            raise  # whether it is whole nobody knows: to pass it over might be to start over
         except (CheckpointCorrupt, Missing, OSError, KeyError, TypeError) as broken:
             session.warn(f"checkpoint {name} is passed over, an older one is tried: {broken}")
     return None
 
 
 def newest(store: Store, env: Environment) -> Checkpoint | None:
-    """The newest whole checkpoint that an attempt may see."""
+    """The newest whole checkpoint that an attempt may see.
+
+    :raises OSError: if a store cannot be reached.
+    """
     found = _newest(store, env)
     return found[0] if found else None
 

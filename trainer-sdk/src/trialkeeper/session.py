@@ -14,16 +14,23 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from trialkeeper import contract, environment
 from trialkeeper.contract import Message
+from trialkeeper.store.opening import path_of
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from trialkeeper.live import Live
+    from trialkeeper.settings import Settings
+
+LAST_SECOND = 1.0  # of the grace, which is left for the interpreter's own end
+END_TIMEOUT = 2.0  # seconds for the last live report
 LIVE_INTERVAL = 0.2  # seconds between two live reports, at least
 
 _current: Session | None = None
@@ -67,7 +74,7 @@ class Session:
     def __init__(self, env: environment.Environment) -> None:
         self.env = env
         self.owner = False
-        self.signalled = False
+        self._signalled_at: float | None = None
         self.lock = threading.RLock()  # held while this process reports
         self.opened_at = time.monotonic()
         self.thread: int | None = None  # the one that reported last
@@ -76,10 +83,27 @@ class Session:
         self.refresh: Callable[[], None] | None = None  # brings `message` up to the last report
         self.before_end: Callable[[], None] | None = None  # what reporting wants done before a complete end
         self.last_words: Callable[[Message], None] | None = None  # what reporting does with the final message
+        self.new_settings: deque[Settings] = deque(maxlen=1)  # from an answer, for the next report
+        self._live: Live | None = None
         self._lock_file: int | None = None
         self._ended = False
         self.told_at = 0.0
         self._warned: set[str] = set()
+
+    @property
+    def signalled(self) -> bool:
+        """Whether this pod was asked to go."""
+        return self._signalled_at is not None
+
+    @signalled.setter
+    def signalled(self, asked: bool) -> None:
+        if asked and self._signalled_at is None:
+            self._signalled_at = time.monotonic()
+
+    def leave_by(self) -> float | None:
+        """The moment (monotonic) by which everything must be done, None while nobody has asked this pod to go."""
+        asked = self._signalled_at
+        return None if asked is None else asked + max(self.env.grace - LAST_SECOND, self.env.grace / 2)
 
     def warn_once(self, about: str, sentence: str) -> None:
         """Say something on stderr the first time."""
@@ -136,11 +160,15 @@ class Session:
         """Change what the last words would be."""
         self.message = replace(self.message, time=time.time(), **changes)
 
-    def tell(self) -> None:
-        """Replace the live report."""
-        file, self.told_at = self.env.report_file, time.monotonic()
-        if file is None:
+    def tell(self, *, urgent: bool = False, last: bool = False) -> None:
+        """Replace the live report; over a network in the background, and the `last` one by a single bounded try."""
+        self.told_at = time.monotonic()
+        if self.env.report.startswith("https://"):
+            self._tell_service(urgent, last)
             return
+        if not self.env.report:
+            return
+        file = path_of(self.env.report)
         temporary = f"{file}.new"
         try:
             with open(temporary, "w", encoding="ascii") as out:
@@ -148,6 +176,28 @@ class Session:
             os.replace(temporary, file)
         except OSError:
             return  # nothing is lost without it
+
+    def _tell_service(self, urgent: bool, last: bool) -> None:
+        if self._live is None:
+            from trialkeeper.live import Live
+            from trialkeeper.service import Service
+
+            env = self.env
+            self._live = Live(Service(env.report, env.report_ca, env.token_file), self._received, self.warn_once)
+        if not last:
+            self._live.tell(self.message, urgent=urgent)
+            return
+        by = self.leave_by()
+        self._live.end(self.message, END_TIMEOUT if by is None else min(END_TIMEOUT, by - time.monotonic()))
+
+    def _received(self, settings: Mapping[str, Any]) -> None:
+        """Keep the settings of an answer for the thread that reports.
+
+        :raises ValueError: if they cannot be used.
+        """
+        from trialkeeper.settings import parse
+
+        self.new_settings.append(parse(settings))
 
     def _write_termination(self) -> None:
         log = self.env.termination_log
@@ -181,7 +231,7 @@ class Session:
         self._write_termination()
         if self.last_words is not None:
             self.last_words(self.message)
-        self.tell()
+        self.tell(last=True)
 
     def await_signal(self, seconds: float) -> None:
         """Wait until this process is asked to go, or so many seconds."""

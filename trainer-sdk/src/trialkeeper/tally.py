@@ -40,6 +40,12 @@ class Tally:
         self.iteration, self.step, self.trained = progress.iteration, progress.step, progress.trained_seconds
         self.summaries, self.window = dict(progress.summaries), list(progress.window)
 
+    def judge_plateau(self, plateau: Plateau | None) -> None:
+        """Keep the last values that another plateau rule needs; those of another metric begin anew."""
+        if plateau is not None and (self._plateau is None or self._plateau.metric != plateau.metric):
+            self.window = []
+        self._plateau = plateau
+
     def leave_out(self) -> None:
         """What has passed since the last report was not training."""
         self._since = time.monotonic()

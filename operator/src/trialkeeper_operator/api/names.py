@@ -40,6 +40,7 @@ SUCCEEDED = "Succeeded"
 INVALID = "Invalid"
 TEMPLATE_CHANGED = "TemplateChanged"
 NOT_RESTORED = "NotRestored"
+POD_REFUSED = "PodRefused"
 
 # Reasons of an experiment's Succeeded condition. Those of STOPPING end its trials.
 ALL_TRIALS_FINISHED = "AllTrialsFinished"

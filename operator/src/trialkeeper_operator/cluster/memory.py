@@ -83,7 +83,7 @@ class Memory:
 
     # Writing.
 
-    async def create(self, body: Object) -> Object:
+    async def create(self, body: Object, *, dry_run: bool = False) -> Object:
         new = copy(body)
         key = key_of(new)
         if new["metadata"].get("resourceVersion"):
@@ -98,6 +98,9 @@ class Memory:
             raise AlreadyExists(f"{key[0]} {key[1]}/{key[2]} exists already")
         if key[0] == names.POD:
             new["status"] = {"phase": "Pending"}
+        if dry_run:
+            rehearsed: Object = copy(new)
+            return rehearsed
         stored = self._store(key, new)
         self._collect_one(key)
         return stored

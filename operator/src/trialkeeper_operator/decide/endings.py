@@ -286,6 +286,11 @@ _TABLE: tuple[Row, ...] = (
         lambda e: (INFRASTRUCTURE, contract.REASON_DEVICE, _words(e, "a device failed")),
     ),
     (
+        "store out of reach, says the trainer",
+        lambda e: e.end == contract.END_ERROR and e.said_reason == contract.REASON_STORE,
+        lambda e: (INFRASTRUCTURE, contract.REASON_STORE, _words(e, "the store could not be reached")),
+    ),
+    (
         "user error by marker or exit code",
         lambda e: e.end == contract.END_USER_ERROR or e.exit_code == contract.EXIT_USER_ERROR,
         lambda e: (

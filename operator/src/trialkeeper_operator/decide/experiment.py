@@ -13,7 +13,7 @@ from trialkeeper_operator.api.conditions import Condition, Verdict, set_conditio
 from trialkeeper_operator.api.experiment import Best, Experiment, ExperimentStatus
 from trialkeeper_operator.api.times import stamp
 from trialkeeper_operator.api.trial import LostWork, Trial
-from trialkeeper_operator.decide import ledger
+from trialkeeper_operator.decide import ledger, waiting
 from trialkeeper_operator.decide.objective import reached, value, values
 
 
@@ -54,6 +54,7 @@ def plan(experiment: Experiment, trials: Sequence[Trial], *, limit: int, now: fl
     reason = _stopping(experiment, trials, settled)
     if reason is None and status.trials >= limit and status.active == 0:
         reason = names.ALL_TRIALS_FINISHED
+    status = _stalled(status, trials, now)
     if reason is None:
         return Plan(
             _running(status, now, "Running", "trials are running"),
@@ -145,6 +146,18 @@ def _accepted(experiment: Experiment, status: ExperimentStatus, now: float) -> E
 def _refused(experiment: Experiment, status: ExperimentStatus, now: float) -> ExperimentStatus:
     message = "spec.template was changed after it had been accepted: restore it, or create a new experiment"
     return _with(status, names.ACCEPTED, "False", names.TEMPLATE_CHANGED, message, now)
+
+
+def _stalled(status: ExperimentStatus, trials: Sequence[Trial], now: float) -> ExperimentStatus:
+    """Stalled while every active trial waits for something that somebody has to mend; absent until it first was."""
+    active = [t for t in trials if t.status.phase not in ledger.FINAL]
+    held = [t for t in active if t.status.phase == "Waiting" and t.status.reason in waiting.REASONS]
+    if held and len(held) == len(active):
+        first = held[0].status
+        return _with(status, names.STALLED, "True", first.reason, f"{held[0].name}: {first.message}", now)
+    if _condition(status, names.STALLED) is None:
+        return status
+    return _with(status, names.STALLED, "False", "Going", "a trial makes progress, or none is active", now)
 
 
 def _running(status: ExperimentStatus, now: float, reason: str, message: str) -> ExperimentStatus:

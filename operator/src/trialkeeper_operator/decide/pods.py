@@ -1,19 +1,66 @@
-"""Rendering: the pod of one attempt, from the experiment's template and nothing else.
+"""Rendering: the pod of one attempt, from the experiment's template and where it is to run.
 
-What we inject wins over the template: the trainer's variables, labels and the owner. Nothing of the
-template is interpreted here except the trainer container's name.
+What we inject wins over the template: the trainer's variables, labels and the owner. What a person may
+rightly want otherwise (tolerations, a preStop hook, a service account) is only added where the template is silent.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from trialkeeper import contract
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.api.trial import Trial
+
+SCRATCH = "/trialkeeper"
+TOKEN_FOLDER = "/var/run/trialkeeper"
+TOKEN_SECONDS = 3600  # the kubelet renews it after four fifths
+LOST_NODE_SECONDS = 30  # Kubernetes' own default is 300, of which every one is lost work
+_LOST_NODE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
+
+
+@dataclass(frozen=True)
+class Site:
+    """What pods of a cluster are told: URLs of the store and of the report service, and PEM of whom to trust there.
+
+    Whatever is empty is not offered.
+    """
+
+    store: str = ""
+    store_ca: str = ""
+    report: str = ""
+    report_ca: str = ""
+
+    def environment(self) -> dict[str, str]:
+        """The variables of every trainer."""
+        values = {
+            contract.ENV_SCRATCH: SCRATCH,
+            contract.ENV_STORE: self.store,
+            contract.ENV_STORE_CA: self.store_ca,
+            contract.ENV_REPORT: self.report,
+            contract.ENV_REPORT_CA: self.report_ca,
+            contract.ENV_TOKEN_FILE: f"{TOKEN_FOLDER}/token" if self.report else "",
+        }
+        return {name: value for name, value in values.items() if value}
+
+
+def inherited(trial: Trial) -> list[str]:
+    """The keys of `spec.base` under other trials' prefixes in the same namespace.
+
+    Trials are objects that others may write, too: no trainer is sent, or let, into anything else.
+    """
+    found = [(key, contract.parse_inherited_key(key)) for key in trial.spec.base or ()]
+    places = [(key, parsed[0].split("/")) for key, parsed in found if parsed is not None]
+    return [key for key, steps in places if len(steps) == 3 and steps[0] == trial.namespace]
+
+
+def donors(trial: Trial) -> set[str]:
+    """The experiments' folders in the store that a trial may have to read beside its own."""
+    return {key.rpartition("/manifests/")[0].rpartition("/")[0] for key in inherited(trial)}
 
 
 def settings(experiment: Experiment) -> dict[str, Any]:
@@ -42,8 +89,7 @@ def environment(experiment: Experiment, trial: Trial, attempt: int) -> dict[str,
         contract.ENV_SETTINGS: json.dumps(settings(experiment), separators=compact),
         contract.ENV_PREFIX: contract.prefix(trial.namespace, experiment.name, experiment.uid, trial.spec.index),
     }
-    # Trials are objects that others may write, too: no trainer is sent into another namespace's prefix.
-    bases = [key for key in trial.spec.base or () if key.startswith(f"{trial.namespace}/")]
+    bases = inherited(trial)
     values |= {contract.ENV_BASE: ",".join(bases)} if bases else {}
     for name, value in parameters.items():
         text = value if isinstance(value, str) else json.dumps(value)
@@ -51,20 +97,20 @@ def environment(experiment: Experiment, trial: Trial, attempt: int) -> dict[str,
     return values
 
 
-def render(experiment: Experiment, trial: Trial, attempt: int) -> dict[str, Any]:
-    """The pod of `attempt`, ready to be created."""
+def render(experiment: Experiment, trial: Trial, attempt: int, site: Site | None = None) -> dict[str, Any]:
+    """The pod of `attempt`, ready to be created: on this machine, or in the cluster that `site` describes."""
     template = copy.deepcopy(experiment.spec.template.to_object())
     meta, spec = template.get("metadata") or {}, template["spec"]
     grace = spec.setdefault("terminationGracePeriodSeconds", experiment.spec.timeouts.grace_seconds)
     spec["restartPolicy"] = "Never"
     container = next(c for c in spec["containers"] if c["name"] == experiment.spec.container_name)
     injected = environment(experiment, trial, attempt) | {contract.ENV_GRACE_SECONDS: str(grace)}
-    own = [e for e in container.get("env") or [] if e.get("name") not in injected | {contract.ENV_POD_UID: ""}]
-    container["env"] = [
-        {"name": contract.ENV_POD_UID, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
-        *({"name": name, "value": value} for name, value in injected.items()),
-        *own,  # last, since $(VAR) in them may refer to ours
-    ]
+    defaults: dict[str, str] = {}
+    if site is not None:
+        injected |= site.environment()
+        defaults = _grouping(experiment, trial)
+        _settle(spec, container, site)
+    container["env"] = _variables(container.get("env") or [], injected, defaults)
     container.setdefault("terminationMessagePolicy", "FallbackToLogsOnError")
     return {
         "apiVersion": "v1",
@@ -85,3 +131,77 @@ def render(experiment: Experiment, trial: Trial, attempt: int) -> dict[str, Any]
         },
         "spec": spec,
     }
+
+
+def _variables(own: list[dict[str, Any]], injected: dict[str, str], defaults: dict[str, str]) -> list[dict[str, Any]]:
+    """Ours first, since $(VAR) in the template's may refer to them."""
+    kept = [e for e in own if e.get("name") not in injected | {contract.ENV_POD_UID: ""}]
+    named = {e.get("name") for e in kept}
+    return [
+        {"name": contract.ENV_POD_UID, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
+        *({"name": name, "value": value} for name, value in injected.items()),
+        *({"name": name, "value": value} for name, value in defaults.items() if name not in named),
+        *kept,
+    ]
+
+
+def _grouping(experiment: Experiment, trial: Trial) -> dict[str, str]:
+    """Weights & Biases: all attempts of a trial are one run, all trials one group."""
+    run = f"{trial.name}-{experiment.uid[:8]}"
+    return {"WANDB_RUN_ID": run, "WANDB_RESUME": "allow", "WANDB_RUN_GROUP": experiment.name}
+
+
+def _settle(spec: dict[str, Any], container: dict[str, Any], site: Site) -> None:
+    """What a pod needs in a cluster: a scratch folder, a token, notice of SIGTERM, no long wait for lost nodes."""
+    _mount(spec, container, "trialkeeper-scratch", SCRATCH, {"emptyDir": {}})
+    if site.report:
+        token = {"audience": contract.AUDIENCE, "expirationSeconds": TOKEN_SECONDS, "path": "token"}
+        _mount(
+            spec,
+            container,
+            "trialkeeper-token",
+            TOKEN_FOLDER,
+            {"projected": {"sources": [{"serviceAccountToken": token}]}},
+            readOnly=True,
+        )
+    # SIGTERM often never reaches the trainer (sh -c, a pipe): a file does.
+    notice = {"exec": {"command": ["/bin/sh", "-c", f"touch {SCRATCH}/{contract.NOTIFY_FILE}"]}}
+    lifecycle = container.get("lifecycle") or {}
+    container["lifecycle"] = lifecycle if lifecycle.get("preStop") else lifecycle | {"preStop": notice}
+    if not spec.get("serviceAccountName"):
+        spec.setdefault("automountServiceAccountToken", False)
+    tolerations = spec.get("tolerations") or []
+    tolerated = {t.get("key") for t in tolerations if t.get("effect") in (None, "", "NoExecute")}
+    spec["tolerations"] = tolerations + [
+        {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": LOST_NODE_SECONDS}
+        for key in _LOST_NODE_TAINTS
+        if key not in tolerated and None not in tolerated
+    ]
+
+
+def _mount(
+    spec: dict[str, Any], container: dict[str, Any], name: str, path: str, source: dict[str, Any], **how: Any
+) -> None:
+    spec["volumes"] = [v for v in spec.get("volumes") or [] if v.get("name") != name] + [{"name": name, **source}]
+    mounts = [m for m in container.get("volumeMounts") or [] if m.get("mountPath") != path and m.get("name") != name]
+    container["volumeMounts"] = [*mounts, {"name": name, "mountPath": path, **how}]
+
+
+NOBODY = 65532
+
+
+def restricted(pod: dict[str, Any]) -> dict[str, Any]:
+    """The same pod as Pod Security `restricted` wants it: fields are added where the template is silent."""
+    pod = copy.deepcopy(pod)
+    spec = pod["spec"]
+    whole = spec.setdefault("securityContext", {})
+    whole.setdefault("runAsNonRoot", True)
+    whole.setdefault("seccompProfile", {"type": "RuntimeDefault"})
+    if not any("runAsUser" in (c.get("securityContext") or {}) for c in spec["containers"]):
+        whole.setdefault("runAsUser", NOBODY)
+        whole.setdefault("fsGroup", NOBODY)
+    for container in [*spec.get("initContainers", []), *spec["containers"]]:
+        context = container.setdefault("securityContext", {})
+        context.setdefault("allowPrivilegeEscalation", False)
+        context.setdefault("capabilities", {}).setdefault("drop", ["ALL"])
+    return pod

@@ -20,7 +20,8 @@ from trialkeeper_operator.api.times import seconds, stamp
 from trialkeeper_operator.api.trial import Intent, Trial, TrialStatus
 from trialkeeper_operator.decide import endings, ledger
 from trialkeeper_operator.decide.endings import Ending
-from trialkeeper_operator.decide.pods import render
+from trialkeeper_operator.decide.pods import Site, render
+from trialkeeper_operator.decide.waiting import waiting
 
 Object = Mapping[str, Any]
 
@@ -41,6 +42,7 @@ class View:
     report_time: float | None = None
     last: Object | None = None
     gone: bool = False
+    site: Site | None = None  # the cluster that pods are for, None: this machine
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def plan(view: View, now: float) -> Plan:
     if _still_running(view):
         return Plan(actions=leftovers, after=5.0)
     opened = ledger.open_attempt(status)
-    create = CreatePod(render(view.experiment, view.trial, opened.attempt))
+    create = CreatePod(render(view.experiment, view.trial, opened.attempt, view.site))
     return Plan(_observed(view, opened), (*leftovers, create))
 
 
@@ -204,7 +206,7 @@ def _without_pod(view: View, now: float) -> Plan:
     """The number is stored, the pod is not known to exist: create it, unless nobody wants it any more."""
     status, stop = view.trial.status, wanted(view)
     if stop is None:
-        return Plan(actions=(CreatePod(render(view.experiment, view.trial, status.attempt)),))
+        return Plan(actions=(CreatePod(render(view.experiment, view.trial, status.attempt, view.site)),))
     if not view.gone:
         return Plan(actions=(ConfirmAbsence(names.pod_name(view.trial.name, status.attempt)),))
     ending = Ending(endings.STOPPED, stop.reason, stop.message)
@@ -242,11 +244,23 @@ def _watch(view: View, status: TrialStatus, pod: Object, now: float) -> Plan:
     if intent is None:
         intent, after = _hang(view, status, now)
     if intent is None:
-        return Plan(_observed(view, status), after=after)
+        return Plan(_observed(view, _held(status, pod)), after=after)
     status = status.model_copy(update={"intent": intent})
     assert status.pod is not None
     delete = () if pod["metadata"].get("deletionTimestamp") else (DeletePod(pod["metadata"]["name"], status.pod.uid),)
     return Plan(_observed(view, status), delete)
+
+
+def _held(status: TrialStatus, pod: Object) -> TrialStatus:
+    """Whether the pod has started, as far as anybody has to know; the same trouble is not told in new words."""
+    held = waiting(pod)
+    if held is None:
+        update = {"phase": "Running", "reason": "", "message": ""}
+    elif (status.phase, status.reason) == ("Waiting", held.reason):
+        return status
+    else:
+        update = {"phase": "Waiting", "reason": held.reason, "message": held.message}
+    return status.model_copy(update=update)
 
 
 def _hang(view: View, status: TrialStatus, now: float) -> tuple[Intent | None, float | None]:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.experiment import Experiment
+from trialkeeper_operator.api.trial import Trial
 from trialkeeper_operator.api.validate import InvalidObject
 from trialkeeper_operator.decide import experiment as decide
+from trialkeeper_operator.decide.pods import render
 from trialkeeper_operator.reconcile import restore, snapshot
+from trialkeeper_operator.reconcile.admitted import admitted
 from trialkeeper_operator.reconcile.ask import ask, limit
-from trialkeeper_operator.reconcile.ports import AlreadyExists, Conflict, Object
+from trialkeeper_operator.reconcile.ports import AlreadyExists, Conflict, Invalid, Object, QuotaExceeded
 from trialkeeper_operator.reconcile.refusing import refuse
 from trialkeeper_operator.reconcile.world import Outcome, World
 from trialkeeper_operator.search.check import checked
 from trialkeeper_operator.state.cache import Name, owner_uid
 
+REFUSED = 60.0  # seconds until refused pods are tried again: a service account may come, a policy may change
+REHEARSAL = "00000000-0000-0000-0000-000000000000"  # the uid of a Trial that is not made
 NAME_TAKEN = 30.0  # seconds until a trial's name that somebody else has is tried again
 
 
@@ -32,6 +37,12 @@ async def reconcile(world: World, name: Name) -> Outcome:
     if restore.pending(experiment):
         return await restore.carry_out(world, name)
     plan = _planned(world, experiment)
+    if plan.create and plan.status.trials == 0 and world.site is not None:
+        try:
+            await _rehearse(world, experiment)
+        except Invalid as refusal:
+            await refuse(world, dict(raw), names.POD_REFUSED, f"its pods are refused: {refusal}")
+            return REFUSED
     if plan.status != experiment.status and (decide.over(plan.status) or decide.over(experiment.status)):
         # A verdict is given for good, and taken back for good reasons: the cache may have missed what a trial
         # has become, the cluster has not.
@@ -97,3 +108,17 @@ async def _create(world: World, experiment: Experiment, index: int) -> bool:
         return found is None or owner_uid(found) == experiment.uid
     world.seen(names.TRIAL, created)
     return True
+
+
+async def _rehearse(world: World, experiment: Experiment) -> None:
+    """Ask whether the first trial's pod would be let in, before any Trial is made that could only fail.
+
+    :raises Invalid: if it would not.
+    """
+    body = ask(experiment, [], 0, world.searches.setdefault(experiment.uid, {}))
+    body["metadata"]["uid"] = REHEARSAL
+    pod = render(experiment, Trial.from_object(body), 1, world.site)
+    try:
+        await admitted(world, experiment.uid, pod, dry_run=True)
+    except (AlreadyExists, QuotaExceeded):
+        return  # it is there already, or waits for its turn

@@ -2,7 +2,7 @@
 
 Objects are raw dicts as the Kubernetes API has them (`kind`, `metadata`, `spec`, `status`), so that
 nothing a newer API adds is lost on the way. Whatever comes out of a port is the caller's to keep and
-must not be changed by it afterwards; whatever goes in is copied. `cluster/memory.py` and later
+must not be changed by it afterwards; whatever goes in is copied. `cluster/memory.py` and
 `cluster/kube.py` stand behind these Protocols; one contract suite runs on both.
 """
 
@@ -43,12 +43,24 @@ class Invalid(ClusterError):
     """Raised when admission refuses the object; the message says what to change."""
 
 
+class QuotaExceeded(ClusterError):
+    """Raised by `create` when the namespace's quota has no room now: the same object may be let in later."""
+
+
+class Expired(ClusterError):
+    """Raised by `list` when it takes so long that its beginning is forgotten, again and again."""
+
+
 class Unavailable(ClusterError):
     """Raised when the answer is unknown: a deadline passed, 429, 5xx. The write may have been applied."""
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class Forbidden(Unavailable):
+    """Raised when the operator itself lacks the right; only whoever installed it can help."""
 
 
 class Cluster(Protocol):
@@ -64,11 +76,14 @@ class Cluster(Protocol):
         """Every object of a kind, page by page; of one namespace or of all; with these labels."""
         ...
 
-    async def create(self, body: Object) -> Object:
+    async def create(self, body: Object, *, dry_run: bool = False) -> Object:
         """Store a new object and return it with uid, resourceVersion, generation and defaults.
+
+        With `dry_run` nothing is stored and the answer is the same.
 
         :raises AlreadyExists: if the name is taken in that namespace and kind.
         :raises Invalid: if admission refuses the object.
+        :raises QuotaExceeded: if there is no room for it now.
         """
         ...
 

@@ -31,6 +31,7 @@ class KeyedQueue(Generic[K]):
         self._timers: list[tuple[float, int, K]] = []
         self._due: dict[K, float] = {}
         self._failures: dict[K, int] = {}
+        self._since: dict[K, float] = {}
         self._order = itertools.count()
         self._wake = asyncio.Event()
 
@@ -49,6 +50,7 @@ class KeyedQueue(Generic[K]):
         elif key not in self._queued:
             self._queued.add(key)
             self._ready.append(key)
+            self._since[key] = self._clock()
             self._wake.set()
 
     async def take(self) -> K:
@@ -58,6 +60,7 @@ class KeyedQueue(Generic[K]):
             if self._ready:
                 key = self._ready.popleft()
                 self._queued.discard(key)
+                self._since.pop(key, None)
                 self._working.add(key)
                 return key
             self._wake.clear()
@@ -67,14 +70,14 @@ class KeyedQueue(Generic[K]):
             except TimeoutError:
                 pass
 
-    def done(self, key: K, *, failed: bool = False) -> None:
-        """Give a key back; a failed one comes again by itself, later each time."""
+    def done(self, key: K, *, failed: bool = False, limit: float = BACKOFF_LIMIT, least: float = 0.0) -> None:
+        """Give a key back; a failed one comes again by itself, later each time, within `least` and `limit` seconds."""
         self._working.discard(key)
         again = key in self._again
         self._again.discard(key)
         if failed:
             failures = self._failures[key] = self._failures.get(key, 0) + 1
-            self.add(key, min(BACKOFF * 2 ** (failures - 1), BACKOFF_LIMIT))
+            self.add(key, max(least, min(BACKOFF * 2 ** min(failures - 1, 20), limit)))
         else:
             self._failures.pop(key, None)
             if again:
@@ -93,6 +96,11 @@ class KeyedQueue(Generic[K]):
             else:
                 return at - now
         return None
+
+    def backlog(self) -> tuple[int, float]:
+        """How many keys are due, and for how many seconds the oldest has been."""
+        oldest = self._since.get(self._ready[0]) if self._ready else None
+        return len(self._ready), self._clock() - oldest if oldest is not None else 0.0
 
     def __len__(self) -> int:
         return len(self._ready)

@@ -10,13 +10,16 @@ from trialkeeper_operator.decide import endings, ledger
 from trialkeeper_operator.decide import trial as decide
 from trialkeeper_operator.decide.endings import Ending
 from trialkeeper_operator.decide.trial import Action, ConfirmAbsence, CreatePod, DeletePod, Plan, View
+from trialkeeper_operator.decide.waiting import QUOTA
 from trialkeeper_operator.reconcile import restore
-from trialkeeper_operator.reconcile.ports import AlreadyExists, Conflict, Invalid, NotFound
+from trialkeeper_operator.reconcile.admitted import admitted
+from trialkeeper_operator.reconcile.ports import AlreadyExists, Conflict, Invalid, NotFound, QuotaExceeded
 from trialkeeper_operator.reconcile.world import Outcome, World
 from trialkeeper_operator.state.cache import Name, owner_uid
 
 _LIVE = frozenset({"iteration", "trained_seconds", "metrics", "save_interval"})
 NAME_TAKEN = 30.0  # seconds until a pod's name that somebody else has is tried again
+NO_ROOM = 15.0  # seconds until a pod that the quota has refused is tried again
 
 
 async def reconcile(world: World, name: Name) -> Outcome:
@@ -53,7 +56,7 @@ def _view(world: World, name: Name) -> View | None:
     report, heard = world.reports.get(name, (None, None))
     pod = trial.status.pod
     last = world.cache.last_pod((trial.namespace, pod.name), pod.uid) if pod else None
-    return View(experiment, trial, world.cache.pods_of(trial), report, heard, last)
+    return View(experiment, trial, world.cache.pods_of(trial), report, heard, last, site=world.site)
 
 
 async def _confirmed(world: World, name: Name, view: View) -> View | None:
@@ -99,7 +102,7 @@ async def _act(world: World, view: View, action: Action) -> None:
 async def _create(world: World, view: View, action: CreatePod) -> None:
     trial, pod = view.trial, action.body["metadata"]["name"]
     try:
-        created = await world.cluster.create(action.body)
+        created = await admitted(world, view.experiment.uid, action.body)
     except AlreadyExists:
         # Ours from before a crash or a lost answer, or a stranger's: only the stored object knows.
         found = await world.look(names.POD, (trial.namespace, pod))
@@ -107,10 +110,22 @@ async def _create(world: World, view: View, action: CreatePod) -> None:
             world.queue.add((names.TRIAL, (trial.namespace, trial.name)), NAME_TAKEN)
         else:
             world.queue.add((names.TRIAL, (trial.namespace, trial.name)))
+    except QuotaExceeded as full:
+        await _wait_for_room(world, (trial.namespace, trial.name), str(full))
     except Invalid as refusal:
         await _refused(world, (trial.namespace, trial.name), view, str(refusal))
     else:
         world.seen(names.POD, created)
+
+
+async def _wait_for_room(world: World, name: Name, sentence: str) -> None:
+    """The quota has no room: the attempt stays open without a pod, which costs the trial nothing."""
+    world.queue.add((names.TRIAL, name), NO_ROOM)
+    trial, raw = world.cache.trial(name), world.cache.raw(names.TRIAL, name)
+    if trial is None or raw is None or trial.status.reason == QUOTA:
+        return
+    waits = {"phase": "Waiting", "reason": QUOTA, "message": f"the namespace's quota has no room: {sentence}"[:1024]}
+    await world.put_status(raw, trial.status.model_copy(update=waits).to_object())
 
 
 async def _refused(world: World, name: Name, view: View, sentence: str) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from trialkeeper.contract import Message
 from trialkeeper_operator.api import names
+from trialkeeper_operator.decide.pods import Site
 from trialkeeper_operator.reconcile.ports import Cluster, NotFound, Object
 from trialkeeper_operator.reconcile.queue import KeyedQueue
 from trialkeeper_operator.state.cache import Cache, Name, name_of
@@ -32,6 +33,26 @@ class Kept(NamedTuple):
     stored: Object | None = None
 
 
+class Observer(Protocol):
+    """Hears what has happened, to tell people and to count; it must not raise and must not wait."""
+
+    def stored(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        """A status of an Experiment or a Trial has been written: the object before and after."""
+
+    def kept(self, uid: str, size: int) -> None:
+        """An experiment's snapshot of so many bytes has been written."""
+
+
+class Nobody:
+    """Hears nothing."""
+
+    def stored(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+        return None
+
+    def kept(self, uid: str, size: int) -> None:
+        return None
+
+
 @dataclass
 class World:
     """One operator's knowledge. `now` gives seconds since the epoch; intervals are seconds."""
@@ -40,6 +61,9 @@ class World:
     now: Callable[[], float]
     queue: KeyedQueue[Key]
     status_interval: float = 30.0  # between two writes of a trial's live values
+    site: Site | None = None  # the cluster that pods are for; None: this machine
+    observer: Observer = field(default_factory=Nobody)
+    hardened: set[str] = field(default_factory=set)  # uids of experiments whose namespace asks for restricted pods
     cache: Cache = field(default_factory=Cache)
     reports: dict[Name, tuple[Message, float]] = field(default_factory=dict)
     live_writes: dict[Name, float] = field(default_factory=dict)
@@ -98,6 +122,7 @@ class World:
             self.reports.pop(name_of(obj), None)
             self.live_writes.pop(name_of(obj), None)
         elif kind == names.EXPERIMENT:
+            self.hardened.discard(obj["metadata"]["uid"])
             for kept in (self.searches, self.snapshots, self.accepted, self._signatures):
                 kept.pop(obj["metadata"]["uid"], None)
 
@@ -119,7 +144,9 @@ class World:
         """
         body = {**raw, "status": dict(status)}
         try:
-            self.seen(raw["kind"], await self.cluster.put_status(body))
+            stored = await self.cluster.put_status(body)
+            self.seen(raw["kind"], stored)
+            self.observer.stored(raw, stored)
         except NotFound:
             self.vanished(raw["kind"], dict(raw))
 

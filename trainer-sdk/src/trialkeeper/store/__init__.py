@@ -5,6 +5,7 @@ Keys are relative to the trial's prefix and made by `contract`. A key is written
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +18,10 @@ class Missing(KeyError):
     """Raised when there is nothing under a key."""
 
 
+class Unreachable(OSError):
+    """Raised when nobody answers, or access is refused: it says nothing about what is stored."""
+
+
 class Appender(Protocol):
     """A file of lines that grows; it is made by the first write.
 
@@ -24,7 +29,7 @@ class Appender(Protocol):
     """
 
     def write(self, line: bytes) -> None:
-        """Append one whole line. It survives the process at once, the machine after `sync`.
+        """Append one whole line. It survives the process at once, the pod and the machine after `sync`.
 
         :raises OSError: if it could not be written yet.
         """
@@ -62,6 +67,10 @@ class Store(Protocol):
 
     def append(self, key: str) -> Appender:
         """Open a file of lines for appending."""
+        ...
+
+    def lines(self, key: str) -> Iterator[bytes]:
+        """The whole lines that were appended under a key, the last one first; none if there is nothing."""
         ...
 
     def take(self, folder: Path, key: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,12 @@ class Lines:
     def sync(self) -> None:
         self._flush()
         os.fsync(self._file)
+
+    def close(self) -> None:
+        """Let go of the file; the next write opens it again."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
 
     def _flush(self) -> None:
         if self._file < 0:
@@ -118,6 +125,13 @@ class DirectoryStore:
 
     def append(self, key: str) -> Lines:
         return Lines(self._path(key))
+
+    def lines(self, key: str) -> Iterator[bytes]:
+        try:
+            data = self.get(key)
+        except Missing:
+            return
+        yield from (line + b"\n" for line in reversed(data.split(b"\n")[:-1]))
 
     def take(self, folder: Path, key: str) -> None:
         path = self._path(key)

@@ -1,0 +1,72 @@
+"""Whose a namespace is: of two installations that could serve it, the second stands back and says so.
+
+The claim is a Lease in the namespace itself, since that is the one place both can see; a claim that nobody has
+renewed for a while is free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from trialkeeper_operator.cluster.kube import Kube
+from trialkeeper_operator.reconcile.ports import ClusterError
+from trialkeeper_operator.serve.leader import Elector, Terms
+
+log = logging.getLogger(__name__)
+
+LEASE = "trialkeeper-serves"
+TERMS = Terms(duration=180.0, deadline=120.0, retry=45.0)
+_LOOK_AGAIN = 30.0  # seconds until a namespace that is somebody else's is asked for again
+
+
+class Claims:
+    """The namespaces that this installation (`identity`: its namespace and release) serves."""
+
+    def __init__(self, kube: Kube, identity: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._kube, self._identity, self._clock = kube, identity, clock
+        self._claims: dict[str, Elector] = {}
+        self._checked: dict[str, tuple[float, bool]] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def serves(self, namespace: str) -> bool:
+        """Whether a namespace is ours; claimed at the first question."""
+        async with self._locks.setdefault(namespace, asyncio.Lock()):
+            checked = self._checked.get(namespace)
+            age = self._clock() - checked[0] if checked else float("inf")
+            if checked is not None and age < (TERMS.deadline if checked[1] else _LOOK_AGAIN):
+                return checked[1]
+            ours = await self._claim(namespace)
+            self._checked[namespace] = (self._clock(), ours)
+            return ours
+
+    async def _claim(self, namespace: str) -> bool:
+        claim = self._claims.setdefault(namespace, Elector(self._kube, namespace, LEASE, self._identity, TERMS))
+        if await claim.claim_once():
+            return True
+        if claim.foreign:
+            log.error(
+                "namespace %s is served by another installation (%s): its Experiments are left alone. "
+                "Uninstall one of them, or give each its own watchNamespaces.",
+                namespace,
+                claim.holder,
+            )
+            return False
+        return True  # the Lease cannot be reached; conditional writes keep even two of us harmless
+
+    async def run(self) -> None:
+        """Renew every claim until cancelled."""
+        while True:
+            await asyncio.sleep(TERMS.retry)
+            for namespace in list(self._claims):
+                try:
+                    self._checked[namespace] = (self._clock(), await self._claim(namespace))
+                except ClusterError as error:
+                    log.warning("the claim of namespace %s was not renewed: %s", namespace, error)
+
+    async def release(self) -> None:
+        """Give all of them back."""
+        for claim in self._claims.values():
+            await claim.release()

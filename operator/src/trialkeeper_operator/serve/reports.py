@@ -1,0 +1,157 @@
+"""The report service: live values and keys to the store, for pods that prove who they are.
+
+A request is believed for one thing: that it comes from this pod of this namespace. The pod must be that of the
+trial's open attempt; every other, a dead attempt's or another trial's, is refused. Bodies are bounded before they
+are read, and whatever is refused is logged once in a while and not once a request.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from aiohttp import web
+
+from trialkeeper import contract
+from trialkeeper.contract import Message
+from trialkeeper_operator.api import names
+from trialkeeper_operator.api.experiment import Experiment
+from trialkeeper_operator.api.trial import Trial
+from trialkeeper_operator.decide.pods import donors, settings
+from trialkeeper_operator.reconcile.loop import Operator
+from trialkeeper_operator.reconcile.ports import Unavailable
+from trialkeeper_operator.serve.credentials import Credentials, NoKeys
+from trialkeeper_operator.serve.tokens import NotAuthentic, Sender, Tokens
+from trialkeeper_operator.state.cache import owner_uid
+
+log = logging.getLogger(__name__)
+
+BODY_LIMIT = 4 * contract.MESSAGE_LIMIT  # bytes
+LOG_AGAIN = 600.0  # seconds until the same refusal of the same sender is logged again
+_REMEMBERED = 1024
+
+
+class Refused(Exception):
+    """Raised when a sender may not do what it asks."""
+
+    def __init__(self, status: int, reason: str, who: str = "") -> None:
+        super().__init__(reason)
+        self.status, self.reason, self.who = status, reason, who
+
+
+class Known(NamedTuple):
+    """The sender's trial and experiment."""
+
+    experiment: Experiment
+    trial: Trial
+    sender: Sender
+
+
+class Reports:
+    """The service's routes over one operator's knowledge."""
+
+    def __init__(
+        self,
+        operator: Operator,
+        tokens: Tokens,
+        credentials: Credentials,
+        counted: Callable[[str, int], None] = lambda path, status: None,
+    ) -> None:
+        self._operator, self._tokens, self._credentials = operator, tokens, credentials
+        self._counted = counted
+        self._logged: OrderedDict[tuple[str, str], float] = OrderedDict()
+
+    def application(self) -> web.Application:
+        app = web.Application(client_max_size=BODY_LIMIT, middlewares=[self._guard])
+        app.router.add_post(contract.REPORT_PATH, self._report)
+        app.router.add_post(contract.CREDENTIALS_PATH, self._keys)
+        return app
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        """Turn every refusal into a plain answer; say it in the log once in a while."""
+        try:
+            response: web.StreamResponse = await handler(request)
+        except Refused as refusal:
+            self._say(refusal, request)
+            response = web.json_response({"error": refusal.reason}, status=refusal.status)
+        except (Unavailable, NoKeys) as unavailable:
+            self._say(Refused(503, str(unavailable)), request)
+            response = web.json_response({"error": "not available now"}, status=503, headers={"Retry-After": "10"})
+        except web.HTTPException as other:
+            response = web.json_response({"error": other.reason}, status=other.status)
+        self._counted(request.path if is_ours(request.path) else "other", response.status)
+        if response.status >= 400:
+            response.force_close()  # what is left of a body that was not read is not read either
+        return response
+
+    def _say(self, refusal: Refused, request: web.Request) -> None:
+        key, now = (refusal.who or str(request.remote), refusal.reason[:64]), time.monotonic()
+        if now - self._logged.get(key, -LOG_AGAIN) < LOG_AGAIN:
+            return
+        self._logged[key] = now
+        while len(self._logged) > _REMEMBERED:
+            self._logged.popitem(last=False)
+        log.warning("%s refused: %s", request.path, refusal.reason, extra={"sender": key[0]})
+
+    async def _known(self, request: web.Request) -> Known:
+        """Who asks, if it is the pod of an open attempt."""
+        kind, _, token = request.headers.get("Authorization", "").partition(" ")
+        try:
+            sender = await self._tokens.sender(token.strip() if kind.lower() == "bearer" else "")
+        except NotAuthentic as reason:
+            raise Refused(401, str(reason)) from None
+        return self._open(sender)
+
+    def _open(self, sender: Sender) -> Known:
+        who = f"{sender.namespace}/{sender.pod}"
+        cache = self._operator.world.cache
+        pod = cache.raw(names.POD, (sender.namespace, sender.pod))
+        label = (pod["metadata"].get("labels") or {}).get(names.LABEL_TRIAL) if pod else None
+        trial = cache.trial((sender.namespace, str(label))) if label else None
+        if pod is None or pod["metadata"].get("uid") != sender.uid or trial is None or owner_uid(pod) != trial.uid:
+            raise Refused(403, "the pod is not one of a trial's", who)
+        if (
+            sender.pod != names.pod_name(trial.name, trial.status.attempt)
+            or trial.status.attempt <= trial.status.closed
+        ):
+            raise Refused(403, "the pod's attempt is over", who)
+        if trial.status.pod is not None and trial.status.pod.uid != sender.uid:
+            raise Refused(403, "the attempt belongs to another pod", who)
+        experiment = cache.experiment((sender.namespace, trial.spec.experiment))
+        if experiment is None or experiment.uid != trial.spec.experiment_uid:
+            raise Refused(403, "the trial's experiment is gone", who)
+        return Known(experiment, trial, sender)
+
+    async def _report(self, request: web.Request) -> web.Response:
+        if request.content_length is not None and request.content_length > BODY_LIMIT:
+            raise Refused(413, "the report is too large")
+        known = await self._known(request)
+        who = f"{known.sender.namespace}/{known.sender.pod}"
+        message = Message.decode(await request.read())
+        if message is None:
+            raise Refused(400, "the report is not one", who)
+        if message.attempt != known.trial.status.attempt or message.podUid not in ("", known.sender.uid):
+            raise Refused(403, "the report is of another attempt", who)
+        self._operator.reported(known.sender.namespace, known.trial.name, message)
+        return web.json_response({"settings": settings(known.experiment)}, dumps=_compact)
+
+    async def _keys(self, request: web.Request) -> web.Response:
+        known = await self._known(request)
+        experiment = known.experiment
+        own = contract.prefix(experiment.namespace, experiment.name, experiment.uid, 0).rpartition("/")[0]
+        keys = await self._credentials.keys(own, sorted(donors(known.trial)))
+        return web.json_response(keys.to_json(), dumps=_compact, headers={"Cache-Control": "no-store"})
+
+
+def is_ours(path: str) -> bool:
+    """Whether a path is one of ours, so that nobody fills the metrics with invented ones."""
+    return path in (contract.REPORT_PATH, contract.CREDENTIALS_PATH)
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))

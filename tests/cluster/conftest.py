@@ -1,0 +1,50 @@
+"""A real cluster for the whole session, and a namespace for each test."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.bench import kube
+from contract.bench import PATIENCE, Story, Tell
+from testbed import Cluster, cluster, images
+
+CRDS = Path(__file__).parents[2] / "crds"
+
+
+@pytest.fixture(scope="session")
+def testbed() -> Iterator[Cluster]:
+    """Two nodes that have the image with Python; our kinds are known."""
+    with cluster("test", nodes=2) as running:
+        running.load(images.base())
+        running.kubectl("apply", "-f", str(CRDS))
+        running.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
+        yield running
+
+
+@pytest.fixture
+def namespace(testbed: Cluster) -> Iterator[str]:
+    """A namespace of the cluster whose service account can be used, and that goes after the test."""
+    name = f"t-{uuid.uuid4().hex[:8]}"
+    testbed.kubectl("create", "namespace", name)
+    testbed.kubectl("wait", "--for=create", "serviceaccount/default", "-n", name, "--timeout=30s")
+    yield name
+    testbed.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def tell(testbed: Cluster) -> Tell:
+    """Runs a story at the real API server, in a namespace of its own."""
+
+    def run(story: Story) -> None:
+        async def main() -> None:
+            async with asyncio.timeout(PATIENCE), kube(str(testbed.kubeconfig)) as bench:
+                await story(bench)
+
+        asyncio.run(main())
+
+    return run

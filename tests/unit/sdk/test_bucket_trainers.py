@@ -1,0 +1,205 @@
+"""Whole trainers on a bucket: what is there after any end, and what a store that fails costs them."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fake_s3 import Fake, Fault, Request, fake_s3
+from fake_service import Posted, Reply, fake_service
+from minio_server import KEYS
+from trainers import PREAMBLE, SAVING, BucketPlace
+
+UNTIL = "for i in range(start, 9):\n    trialkeeper.report({'loss': 1.0 / (i + 1)}, checkpoint=save)\n"
+KILLED_AT = UNTIL + "    if trialkeeper.get_context().attempt == 1 and i == 4: os.kill(os.getpid(), 9)\n"
+DENIED = Fault(403, b"<Error><Code>AccessDenied</Code></Error>")
+
+
+@pytest.fixture
+def server() -> Iterator[Fake]:
+    with fake_s3() as running:
+        yield running
+
+
+@pytest.fixture
+def place(server: Fake, tmp_path: Path) -> BucketPlace:
+    return BucketPlace(tmp_path, url=server.url, keys=dict(KEYS))
+
+
+def test_an_attempt_goes_on_after_its_checkpoint_on_another_node(place: BucketPlace) -> None:
+    place.settings["checkpoint"] = {"frequency": 2}
+    assert place.run(SAVING + KILLED_AT).code == -signal.SIGKILL
+    left = place.run(SAVING + KILLED_AT, 2)
+    assert left.end == ("complete", ""), left.err
+    assert [row["training_iteration"] for row in place.rows(1)] == [1, 2, 3, 4]
+    assert [row["training_iteration"] for row in place.rows(2)] == [5, 6, 7, 8, 9]
+    assert left.last is not None
+    assert left.last.resumed is not None
+    assert (left.last.resumed.attempt, left.last.resumed.iteration) == (1, 4)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "",
+        "raise ValueError('no')",
+        "sys.exit(3)",
+        "os.kill(os.getpid(), 15); trialkeeper.report({'loss': 1})",
+        "os.kill(os.getpid(), 15)",
+    ],
+)
+def test_whatever_was_reported_is_in_the_bucket_at_the_end(end: str, place: BucketPlace) -> None:
+    place.settings["checkpoint"] = {"frequency": 0, "atEnd": False}
+    left = place.run(f"for i in range(5): trialkeeper.report({{'loss': 1.0}})\n{end}")
+    assert len(place.rows()) >= 5, left.err
+    with place.opened() as store:
+        assert store.list("ended/") == ["ended/a000001.json"]
+
+
+def test_a_large_last_state_is_saved_while_the_interpreter_shuts_down(place: BucketPlace) -> None:
+    place.settings["checkpoint"] = {"frequency": 0}
+    left = place.run(
+        "def save(folder):\n    (folder / 'w').write_bytes(bytes(40 << 20))\n"
+        "    [(folder / f'small-{i}').write_bytes(b'x') for i in range(20)]\n"
+        "trialkeeper.report({'loss': 1.0}, checkpoint=save)"
+    )
+    assert (left.end, left.err) == (("complete", ""), "")
+    assert len(place.manifests()) == 1
+
+
+def test_who_may_not_read_the_store_does_not_start_over(place: BucketPlace, server: Fake) -> None:
+    place.run(SAVING + KILLED_AT)
+
+    def deny_data(request: Request) -> Fault | None:
+        return DENIED if request.method == "GET" and "/data/" in request.key else None
+
+    server.fault = deny_data
+    left = place.run(SAVING + UNTIL, 2)
+    assert "trialkeeper.store.Unreachable: the bucket trials at http" in left.err
+    server.fault = lambda _: None
+    assert place.rows(2) == []
+    place.run(SAVING + UNTIL, 3)
+    assert place.rows(3)[0]["training_iteration"] == 6
+
+
+def test_an_object_that_is_broken_is_passed_over_for_an_older_checkpoint(place: BucketPlace, server: Fake) -> None:
+    place.run(SAVING + KILLED_AT)
+    newest = max(key for key in server.objects if "/data/" in key)
+    server.fault = lambda r: Fault(bytes_before_reset=0) if r.method == "GET" and r.key == newest else None
+    left = place.run(SAVING + UNTIL, 2)
+    assert "is passed over" in left.err
+    assert place.rows(2)[0]["training_iteration"] == 5
+
+
+def test_a_store_that_refuses_does_not_stop_the_training_and_has_no_hole_later(
+    place: BucketPlace, server: Fake
+) -> None:
+    left = place.run(
+        "import pathlib\ndef save(folder): (folder / 'w').write_text('x')\n"
+        "for i in range(6):\n    trialkeeper.report({'loss': 1.0}, checkpoint=save)\n"
+        "    if i == 2: os.environ.update(AWS_ACCESS_KEY_ID='a', AWS_SECRET_ACCESS_KEY='b')\n"
+        "    if i == 0: os.environ.pop('AWS_ACCESS_KEY_ID')"
+    )
+    assert left.end == ("complete", ""), left.err
+    assert left.err.count("the store cannot be written (there are no keys for") == 1
+    assert [row["training_iteration"] for row in place.rows()] == [1, 2, 3, 4, 5, 6]
+    assert [int(m[-12:]) for m in place.manifests()] == [1, 4, 5, 6]
+
+
+def test_a_dead_store_does_not_hold_a_trainer_that_is_asked_to_go(place: BucketPlace, server: Fake) -> None:
+    (place.root / "t.py").write_text(
+        PREAMBLE + SAVING + "import itertools\nfor i in itertools.count(start):\n"
+        "    trialkeeper.report({'loss': 1.0}, checkpoint=save)\n"
+    )
+    env = place.env(1) | {"TRIALKEEPER_GRACE_SECONDS": "3"}
+    process = subprocess.Popen([sys.executable, "t.py"], cwd=place.root, env=env, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 30
+    while server.count("PUT", "manifests/") < 3 and time.monotonic() < deadline:
+        server.closing.wait(0.01)
+    server.fault = lambda _: Fault(hang=True)
+    start = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 143, err
+    assert time.monotonic() - start < 3
+    assert "does not answer in time" in err
+
+
+def test_keys_are_lent_by_the_report_service_and_renewed_with_the_newest_token(
+    place: BucketPlace, server: Fake, tmp_path: Path
+) -> None:
+    (tmp_path / "service").mkdir()
+    with fake_service(tmp_path / "service") as service:
+
+        def answer(posted: Posted) -> Reply:
+            if posted.path != "/v1/credentials":
+                return Reply()
+            number = sum(p.path == posted.path for p in service.posted)
+            service.token_file.write_text(f"token-{number}")
+            expires = time.time() + (0.5 if number < 2 else 3600)
+            return Reply.of(
+                {
+                    "accessKey": f"key-{number}",
+                    "secretKey": "s",
+                    "sessionToken": f"session-{number}",
+                    "expires": expires,
+                }
+            )
+
+        service.answer = answer
+        place.url, place.keys = f"{server.url}&credentials=report", service.variables
+        left = place.run(
+            SAVING + "import time\nend = time.monotonic() + 3\nfor i in range(start, 9):\n"
+            "    trialkeeper.report({'loss': 1.0}, checkpoint=save)\n"
+            "    while time.monotonic() < end - 3 + i / 4: pass"
+        )
+        assert (left.end, left.err) == (("complete", ""), "")
+        asked = [p.token for p in service.posted if p.path == "/v1/credentials"]
+        assert asked == ["first-token", "token-0", "token-1"]
+        used = {r.headers["x-amz-security-token"] for r in server.requests}
+        assert used == {"session-0", "session-1", "session-2"}
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        (Reply(403, b'{"secret": "no"}'), "it answers with HTTP 403"),
+        (Reply(200, b'{"accessKey": 1}'), "its answer makes no sense"),
+        (Reply(200, b"{"), "its answer makes no sense"),
+    ],
+)
+def test_keys_that_are_not_lent_are_one_sentence(
+    reply: Reply, words: str, place: BucketPlace, server: Fake, tmp_path: Path
+) -> None:
+    (tmp_path / "service").mkdir()
+    with fake_service(tmp_path / "service") as service:
+        service.answer = lambda p: reply if p.path == "/v1/credentials" else Reply()
+        place.url, place.keys = f"{server.url}&credentials=report", service.variables
+        left = place.run("trialkeeper.get_checkpoint()")
+    assert f"the report service gives no keys for the bucket trials at {server.endpoint}: {words}" in left.err
+    assert server.requests == []
+
+
+def test_without_its_packages_a_bucket_is_one_sentence(place: BucketPlace) -> None:
+    left = place.run("sys.modules['minio'] = None\ntrialkeeper.get_checkpoint()")
+    assert "ImportError: the store is a bucket, and that needs a few more packages: pip install 'trialkeeper[s3]'" in (
+        left.err
+    )
+
+
+def test_a_trainer_on_a_directory_loads_nothing_of_a_bucket(place: BucketPlace) -> None:
+    place.url = (place.root / "store").as_uri()
+    left = place.run(SAVING + "i = 0\ntrialkeeper.report({'loss': 1}, checkpoint=save)\nprint(*sys.modules)")
+    assert left.end == ("complete", "")
+    assert not {"minio", "urllib3", "ssl", "http.client", "xml.etree"} & set(left.out.split())
+
+
+def test_the_context_says_where_the_trial_is(place: BucketPlace) -> None:
+    left = place.run("print(trialkeeper.get_context().store)")
+    assert left.out == f"{place.url.partition('?')[0]}/t?{place.url.partition('?')[2]}\n"

@@ -1,0 +1,188 @@
+"""A store that is a prefix of a bucket: a checkpoint is some objects, a commit is one that did not exist.
+
+Keys are created by `If-None-Match: *`. There are stores that ignore it, so each process tries once whether
+its store does; on such a store a key is looked up before and read back after it is put, which spares one of
+two racing writers often and not always. What fences there is the reader's rule, see `history`.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote_plus
+
+from trialkeeper import parallel
+from trialkeeper.store import AlreadyThere, Missing
+from trialkeeper.store.segments import Segments
+from trialkeeper.store.transfer import download, upload
+from trialkeeper.store.wire import WORKERS, Refused, Wire, xml
+
+if TYPE_CHECKING:
+    from trialkeeper.store import Store
+
+WRITE_ID = (
+    "x-amz-meta-trialkeeper-write"  # an object's header: who wrote it, so that a lost answer can be told from a rival
+)
+
+_honest: dict[str, bool] = {}  # by bucket: whether it honours If-None-Match, as tried by this process
+
+
+class S3Store:
+    """One trial's prefix below `folder` in a bucket; what is fetched and what is not sent yet is in `scratch`."""
+
+    def __init__(self, wire: Wire, folder: str, scratch: Path) -> None:
+        self._wire, self._folder, self._scratch = wire, folder.strip("/"), scratch
+        self._appenders: dict[str, Segments] = {}
+
+    def close(self) -> None:
+        """Let go of all connections."""
+        self._wire.close()
+
+    def _key(self, key: str) -> str:
+        if not key or key.startswith(("/", "../")) or posixpath.normpath(key) != key or key in (".", ".."):
+            raise ValueError(f"{key!r} is not a key: it leaves the trial's folder")
+        return f"{self._folder}/{key}"
+
+    # Objects.
+
+    def put_new(self, key: str, data: bytes) -> None:
+        full, write = self._key(key), os.urandom(8).hex()
+        if not self._honours_conditions():
+            self._put_after_a_look(key, full, data, write)
+            return
+        headers = {"If-None-Match": "*", WRITE_ID: write}
+        answer = self._wire.request("PUT", full, body=data, headers=headers, ready_for=(412,))
+        if answer.status == 412 and not self._is_ours(full, data, write, answer.tries > 1):
+            raise AlreadyThere(key)
+
+    def _put_after_a_look(self, key: str, full: str, data: bytes, write: str) -> None:
+        if self._wire.request("HEAD", full, ready_for=(404,)).status != 404:
+            raise AlreadyThere(key)
+        self._wire.request("PUT", full, body=data, headers={WRITE_ID: write})
+        if not self._is_ours(full, data, write, True):
+            raise AlreadyThere(key)
+
+    def _is_ours(self, full: str, data: bytes, write: str, written: bool) -> bool:
+        """Whether an object is what this call has put; a store that keeps no such header is asked for the content."""
+        there = self._wire.request("GET", full, ready_for=(404,))
+        if there.status == 404:
+            raise Refused(f"{self._wire.bucket} says that {full} exists, and then that it does not")
+        return there.headers.get(WRITE_ID, write if written else "") == write and there.body == data
+
+    def _honours_conditions(self) -> bool:
+        """Whether of two conditional writes to one key the second is refused."""
+        bucket = self._wire.bucket.base
+        if bucket not in _honest:
+            probe = self._key(f"probes/{os.urandom(8).hex()}")
+            ready, headers = (400, 412, 501), {"If-None-Match": "*"}
+            answers = [self._wire.request("PUT", probe, headers=headers, ready_for=ready).status for _ in (1, 2)]
+            _honest[bucket] = answers[1] == 412
+            try:
+                self._wire.request("DELETE", probe, ready_for=(404,))
+            except OSError:
+                pass  # an empty object that nobody reads
+        return _honest[bucket]
+
+    def get(self, key: str) -> bytes:
+        answer = self._wire.request("GET", self._key(key), ready_for=(404,))
+        if answer.status == 404:
+            raise Missing(key)
+        return answer.body
+
+    def list(self, prefix: str) -> list[str]:
+        return sorted(key for key, _ in self._objects(prefix))
+
+    def _objects(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """(key, size) of all objects whose key begins with `prefix`."""
+        top = f"{self._folder}/"
+        asked = {"list-type": "2", "encoding-type": "url", "prefix": top + prefix}
+        while True:
+            page = xml(self._wire.request("GET", "", asked).body, "ListBucketResult")
+            if page is None:
+                raise Refused(f"{self._wire.bucket} answers with something else than a list")
+            for entry in page.iterfind("Contents"):
+                key = unquote_plus(entry.findtext("Key") or "")
+                if key.startswith(top + prefix):
+                    yield key[len(top) :], int(entry.findtext("Size") or 0)
+            if page.findtext("IsTruncated") != "true":
+                return
+            asked["continuation-token"] = page.findtext("NextContinuationToken") or ""
+            if not asked["continuation-token"]:
+                raise Refused(f"{self._wire.bucket} does not say how its list goes on")
+
+    def delete(self, key: str) -> None:
+        full = self._key(key)
+        keys = [full, *(self._key(k) for k in self.list(f"{key}/"))]
+        parallel.run((partial(self._wire.request, "DELETE", k, ready_for=(404,)) for k in keys), WORKERS)
+        shutil.rmtree(self._fetched(key), ignore_errors=True)
+
+    # Lines.
+
+    def append(self, key: str) -> Segments:
+        self._key(key)
+        if key not in self._appenders:
+            self._appenders[key] = Segments(self, key, self._scratch / "unsent" / key)
+        return self._appenders[key]
+
+    def lines(self, key: str) -> Iterator[bytes]:
+        for segment in reversed(self.list(f"{key}/")):
+            yield from (line + b"\n" for line in reversed(self.get(segment).split(b"\n")[:-1]))
+
+    # Folders.
+
+    def take(self, folder: Path, key: str) -> None:
+        top = self._key(key)
+        files = [
+            (Path(parent) / name, f"{top}/{(Path(parent) / name).relative_to(folder).as_posix()}")
+            for parent, _, names in os.walk(folder)
+            for name in names
+        ]
+        for path, full in files:
+            if not full.isprintable() or len(full.encode("utf-8", "surrogateescape")) > 1024:
+                raise ValueError(f"checkpoint: a bucket cannot hold a file called {path.name[:80]!r}")
+        upload(self._wire, files)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _fetched(self, key: str) -> Path:
+        return self._scratch / "fetched" / key
+
+    def folder(self, key: str) -> Path:
+        self._key(key)
+        there = self._fetched(key)
+        if there.is_dir():
+            return there
+        objects = list(self._objects(f"{key}/"))
+        if not objects:
+            raise Missing(key)
+        half = there.with_name(f"{there.name}.{os.getpid()}-{os.urandom(4).hex()}")
+        try:
+            download(
+                self._wire,
+                [(f"{self._folder}/{name}", size, _inside(half, name[len(key) + 1 :])) for name, size in objects],
+            )
+            os.rename(half, there)
+        except OSError:
+            if not there.is_dir():
+                raise
+            # Another process of this pod was faster.
+        finally:
+            shutil.rmtree(half, ignore_errors=True)
+        return there
+
+
+def _inside(folder: Path, name: str) -> Path:
+    path = Path(os.path.normpath(folder / name))
+    if not path.is_relative_to(folder) or path == folder:
+        raise Refused(f"{name!r} would lie outside of the checkpoint")
+    return path
+
+
+if TYPE_CHECKING:
+
+    def _is_a_store(store: S3Store) -> Store:
+        return store

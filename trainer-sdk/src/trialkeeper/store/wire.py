@@ -1,0 +1,254 @@
+"""Signed requests to one bucket, bounded in time: what can be tried again is, what is refused is an OSError.
+
+minio-py signs, with every header, so that no signature gets into a URL and from there into somebody's log.
+The rest is ours, since its own client waits five minutes for a silent server and obeys any Retry-After.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlsplit
+from xml.etree import ElementTree
+
+import urllib3
+from minio.signer import sign_v4_s3
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NameResolutionError, NewConnectionError, ReadTimeoutError
+from urllib3.exceptions import SSLError as TlsError
+
+from trialkeeper import trust
+from trialkeeper.service import retry_after
+from trialkeeper.store import Unreachable
+from trialkeeper.store.opening import Bucket
+
+if TYPE_CHECKING:
+    from trialkeeper.store.keys import Keys
+
+CONNECT = 5.0  # seconds to connect, and for each piece of a body to be taken
+READ = 15.0  # seconds of silence
+PATIENCE = 30.0  # seconds after which a request is not tried again
+TRIES = 4
+PAUSE_LIMIT = 5.0  # seconds between two tries, whatever Retry-After says: MinIO says 60
+SILENT = 30.0  # seconds for which a store that did not answer gets one short try for each request
+SHORT = 2.0  # seconds of that try
+PIECE = 1 << 20  # bytes of a body sent at once, since a timeout bounds the sending of a piece as a whole
+WORKERS = 4  # connections at once
+
+_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
+_STALE_KEYS = frozenset(
+    {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "InvalidTokenId", "TokenRefreshRequired"}
+)
+_HINTS = {
+    "AccessDenied": "may this pod read, write and delete below its prefix?",
+    "AuthorizationHeaderMalformed": "is the region right?",
+    "InvalidAccessKeyId": "the keys are not this store's",
+    "NoSuchBucket": "it must be created first",
+    "PermanentRedirect": "are region and endpoint right?",
+    "RequestTimeTooSkewed": "this machine's clock is wrong",
+    "SignatureDoesNotMatch": "the keys are not this store's",
+}
+
+
+class Refused(OSError):
+    """Raised when the store answers, again and again, with something else than what was asked for."""
+
+
+class BrokenOff(OSError):
+    """Raised by a sink when less came than was promised."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A status that the caller was ready for. `tries`: more than 1 if an earlier answer may have been lost."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    tries: int = 1
+
+
+def xml(body: bytes, root: str) -> ElementTree.Element | None:
+    """An answer's XML without its namespaces, or None if it is not one with this root."""
+    try:
+        found = ElementTree.fromstring(body)
+    except (ElementTree.ParseError, ValueError):
+        return None
+    for element in found.iter():
+        element.tag = str(element.tag).rpartition("}")[2]
+    return found if found.tag == root else None
+
+
+def code_of(body: bytes) -> str:
+    """The S3 code of an error's body, empty if it has none."""
+    error = xml(body, "Error")
+    code = "" if error is None else (error.findtext("Code") or "")
+    return code if code.isalnum() and len(code) <= 64 else ""
+
+
+class Wire:
+    """One bucket. Safe for threads and forks."""
+
+    def __init__(
+        self, bucket: Bucket, keys: Keys, *, ca: str = "", leave_by: Callable[[], float | None] = lambda: None
+    ) -> None:
+        self.bucket = bucket
+        self._keys, self._ca, self._leave_by = keys, ca, leave_by
+        self._process, self._opened = 0, urllib3.PoolManager()
+        self._silent_until = 0.0
+
+    def close(self) -> None:
+        """Let go of all connections."""
+        self._opened.clear()
+
+    def _pool(self) -> urllib3.PoolManager:
+        """This process's connections: those that were open at a fork are the parent's."""
+        if self._process != os.getpid():
+            self._keys.forked()
+            context = trust.context(self._ca) if self.bucket.base.startswith("https://") else None
+            self._opened = urllib3.PoolManager(maxsize=2 * WORKERS, ssl_context=context)
+            self._process = os.getpid()
+        return self._opened
+
+    def request(
+        self,
+        method: str,
+        key: str = "",
+        query: Mapping[str, str] | None = None,
+        *,
+        body: bytes | memoryview = b"",
+        headers: Mapping[str, str] | None = None,
+        ready_for: Sequence[int] = (),
+        sink: Callable[[urllib3.BaseHTTPResponse], object] | None = None,
+    ) -> Answer:
+        """An answer of 2xx, or with a status in `ready_for`; `sink` reads the body of a 2xx.
+
+        :raises Unreachable: if there is none, or access is refused.
+        :raises Refused: if the store cannot do it.
+        """
+        start = time.monotonic()
+        short = start < self._silent_until
+        end = start + (SHORT if short else PATIENCE)
+        going = self._leave_by()
+        if going is not None:
+            end = min(end, going)
+        renewed = False
+        for tries in range(1, TRIES + 1):
+            left = max(end - time.monotonic(), 0.05)
+            patience = urllib3.Timeout(connect=min(SHORT if short else CONNECT, left), read=min(READ, left))
+            pause = min(0.25 * 2**tries, PAUSE_LIMIT)
+            failure: OSError
+            try:
+                answer = self._once(method, key, query or {}, body, headers or {}, patience, sink)
+            except BrokenOff as broken:
+                failure = Refused(f"{self.bucket} breaks off in the middle of {key}: {broken}")
+            except HTTPError as error:
+                failure = Unreachable(f"{self.bucket} {_words(error)}")
+                if isinstance(error, TlsError):
+                    raise failure from None
+            else:
+                self._silent_until = 0.0
+                code = code_of(answer.body) if answer.status >= 300 else ""
+                if answer.status < 300 or (answer.status in ready_for and code != "NoSuchBucket"):
+                    return Answer(answer.status, answer.headers, answer.body, tries)
+                failure = self._refusal(answer.status, code)
+                if code in _STALE_KEYS and not renewed:
+                    renewed = True
+                    self._keys.refused()
+                    continue
+                if answer.status not in _AGAIN and answer.status != 409:
+                    raise failure
+                pause = min(max(pause, retry_after(answer.headers.get("Retry-After"))), 4 * pause, PAUSE_LIMIT)
+            if short or tries == TRIES or time.monotonic() + pause >= end:
+                break
+            time.sleep(pause)
+        if isinstance(failure, Unreachable):
+            self._silent_until = time.monotonic() + SILENT
+        raise failure
+
+    def _refusal(self, status: int, code: str) -> OSError:
+        hint = _HINTS.get(code, "")
+        sentence = f"{self.bucket} answers with {code or 'no S3 code'} (HTTP {status})" + (hint and f": {hint}")
+        # A status that may change by itself says something about one object; any other about our access to all.
+        return Refused(sentence) if status in _AGAIN or status == 409 else Unreachable(sentence)
+
+    def _once(
+        self,
+        method: str,
+        key: str,
+        query: Mapping[str, str],
+        body: bytes | memoryview,
+        headers: Mapping[str, str],
+        patience: urllib3.Timeout,
+        sink: Callable[[urllib3.BaseHTTPResponse], object] | None,
+    ) -> Answer:
+        asked = "&".join(f"{_quoted(name)}={_quoted(value)}" for name, value in sorted(query.items()))
+        url = f"{self.bucket.base}/{quote(key, safe='/~')}" + (asked and f"?{asked}")
+        size = len(body)
+        pieces = [body[at : at + PIECE] for at in range(0, size, PIECE)]
+        response = self._pool().urlopen(
+            method,
+            url,
+            body=pieces if size else None,
+            headers=self._signed(method, url, {**headers, "Content-Length": str(size)}),
+            timeout=patience,
+            retries=False,
+            redirect=False,
+            preload_content=False,
+            decode_content=False,
+        )
+        try:
+            if sink is not None and response.status < 300:
+                sink(response)
+                return Answer(response.status, response.headers, b"")
+            return Answer(response.status, response.headers, response.read())
+        except BaseException:
+            response.close()
+            raise
+        finally:
+            response.release_conn()
+
+    def _signed(self, method: str, url: str, headers: Mapping[str, str]) -> dict[str, str]:
+        keys, parts, now = self._keys.get(), urlsplit(url), datetime.now(timezone.utc)
+        all_headers = {
+            **headers,
+            "Host": parts.netloc,
+            "x-amz-date": now.strftime("%Y%m%dT%H%M%SZ"),
+            # Over TLS it would be done twice, and over http the manifest's hashes find what went wrong.
+            "x-amz-content-sha256": "UNSIGNED-PAYLOAD",
+        }
+        if keys.session_token:
+            all_headers["x-amz-security-token"] = keys.session_token
+        signed = sign_v4_s3(
+            method=method,
+            url=parts,
+            region=self.bucket.region,
+            headers={**all_headers},
+            credentials=keys,
+            content_sha256="UNSIGNED-PAYLOAD",
+            date=now,
+        )
+        return {name: str(value) for name, value in signed.items()}
+
+
+def _quoted(text: str) -> str:
+    return quote(text, safe="~")
+
+
+def _words(error: HTTPError) -> str:
+    """What went wrong, without the library's words: they may hold what was signed."""
+    if isinstance(error, NameResolutionError):
+        return "is not known by that name"
+    if isinstance(error, ConnectTimeoutError):
+        return "cannot be reached: no connection in time"
+    if isinstance(error, NewConnectionError):
+        return "cannot be reached: the connection is refused"
+    if isinstance(error, ReadTimeoutError):
+        return "does not answer in time"
+    if isinstance(error, TlsError):
+        why = getattr(error.args[0] if error.args else None, "verify_message", "") or "TLS fails"
+        return f"cannot be trusted: {why}"
+    return "breaks off the connection"
