@@ -91,6 +91,10 @@ GOOD: dict[str, Changes] = {
     "onNonFinite Continue": {"spec.onNonFinite": "Continue"},
     "a failure policy": {"spec.failurePolicy": {"maxFailures": 0, "maxFailedTrials": 0, "backoffSeconds": 0}},
     "watchdogs": {"spec.timeouts": {"firstReportSeconds": 60, "progressSeconds": 600, "graceSeconds": 110}},
+    "gone on from a snapshot": {"spec.restoreFrom": {"configMap": "exp-snapshot"}},
+    "gone on from a snapshot with dots in its name": {"spec.restoreFrom.configMap": "exp-snapshot.2026-11-24"},
+    "the snapshot goes with its experiment": {"spec.deletionPolicy": {"snapshot": "Delete"}},
+    "a deletion policy that says nothing": {"spec.deletionPolicy": {}},
     "parallelism 0": {"spec.parallelism": 0},
     "a sidecar, and who is the trainer": {
         "spec.template.spec.containers": [POD, {"name": "s", "image": "i"}],
@@ -586,6 +590,35 @@ BAD: dict[str, Bad] = {
         {"maxTrials": 4}, "maxTrials", "is not a field; did you mean spec.maxTrials?", "strict"
     ),
     "a field beside spec": Bad({"extra": 4}, "extra", "is not a field of an object", "strict"),
+    "gone on from nothing": Bad({"spec.restoreFrom": {}}, "spec.restoreFrom.configMap", "is missing"),
+    "gone on from a snapshot without a name": Bad(
+        {"spec.restoreFrom.configMap": ""}, "spec.restoreFrom.configMap", "must not be empty"
+    ),
+    "gone on from another namespace": Bad(
+        {"spec.restoreFrom.configMap": "other/exp-snapshot"},
+        "spec.restoreFrom.configMap",
+        "is 'other/exp-snapshot': use lower-case letters, digits, - and ., and begin and end with a letter or digit",
+    ),
+    "gone on from a namespace by name": Bad(
+        {"spec.restoreFrom": {"configMap": "exp-snapshot", "namespace": "other"}},
+        "spec.restoreFrom.namespace",
+        "is not a field; there are: configMap",
+        "strict",
+    ),
+    "a name of a snapshot that is too long": Bad(
+        {"spec.restoreFrom.configMap": "a" * 254}, "spec.restoreFrom.configMap", "must have at most 253 characters"
+    ),
+    "a deletion policy that is not known": Bad(
+        {"spec.deletionPolicy.snapshot": "Retain"},
+        "spec.deletionPolicy.snapshot",
+        "must be Keep or Delete, not the text 'Retain'",
+    ),
+    "a deletion policy for what nobody deletes yet": Bad(
+        {"spec.deletionPolicy": {"checkpoints": "Keep"}},
+        "spec.deletionPolicy.checkpoints",
+        "is not a field; there are: snapshot",
+        "strict",
+    ),
     "spec is a list": Bad({"spec": []}, "spec", "must be a mapping, not a list"),
     "objectives is a mapping": Bad(
         {"spec.objectives": {"metric": "loss"}}, "spec.objectives", "must be a list, not a mapping"
@@ -625,6 +658,17 @@ CHANGES: dict[str, Change] = {
     "another seed": Change({}, {"spec.search.seed": 2}, "spec.search", FIXED),
     "another image": Change({}, {"spec.template.spec.containers[0].image": "u"}, "spec.template", FIXED),
     "another onNonFinite": Change({}, {"spec.onNonFinite": "Continue"}, "spec.onNonFinite", FIXED),
+    "a snapshot to go on from, afterwards": Change(
+        {}, {"spec.restoreFrom.configMap": "exp-snapshot"}, "spec.restoreFrom", FIXED
+    ),
+    "another snapshot": Change(
+        {"spec.restoreFrom.configMap": "exp-snapshot"},
+        {"spec.restoreFrom.configMap": "other-snapshot"},
+        "spec.restoreFrom",
+        FIXED,
+    ),
+    "no snapshot any more": Change({"spec.restoreFrom.configMap": "exp-snapshot"}, {}, "spec.restoreFrom", FIXED),
+    "another deletion policy": Change({}, {"spec.deletionPolicy": {"snapshot": "Delete"}}),
     "one more enqueued": Change(
         {"spec.enqueue": [{"parameters": {"lr": 0.01}}]},
         {"spec.enqueue": [{"parameters": {"lr": 0.01}}, {"parameters": {"lr": 0.02}}]},

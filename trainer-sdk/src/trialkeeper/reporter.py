@@ -65,7 +65,7 @@ class Reporter:
         if self._exit is not None:
             raise self._exit()
         if self._begun or not self.session.owner:
-            return resuming.newest(self.store, self.env.attempt)
+            return resuming.newest(self.store, self.env)
         self._begin(asked=True)
         return self._base
 

@@ -91,6 +91,18 @@ class Timeouts(Model):
     grace_seconds: StrictInt = Field(default=30, ge=1, le=3600)
 
 
+class RestoreFrom(Model):
+    """The snapshot to go on from: its ConfigMap in the same namespace."""
+
+    config_map: StrictStr = Field(min_length=1, max_length=names.OBJECT_NAME_LIMIT, pattern=names.OBJECT_NAME)
+
+
+class DeletionPolicy(Model):
+    """What becomes of things when the Experiment is deleted."""
+
+    snapshot: Literal["Keep", "Delete"] = "Keep"
+
+
 class Variable(Model):
     """A variable of a container; `valueFrom` is passed on as it is."""
 
@@ -152,6 +164,8 @@ class ExperimentSpec(Model):
     checkpoint: CheckpointPolicy = CheckpointPolicy()
     failure_policy: FailurePolicy = FailurePolicy()
     timeouts: Timeouts = Timeouts()
+    restore_from: RestoreFrom | None = None
+    deletion_policy: DeletionPolicy = DeletionPolicy()
     trainer_container: StrictStr | None = Field(default=None, min_length=1, max_length=63)
     template: PodTemplate
 
@@ -172,12 +186,22 @@ class Best(StatusModel):
     checkpoint: str | None = Field(default=None, max_length=256)
 
 
+class Restored(StatusModel):
+    """Whose trials were taken over from a snapshot, how many, and how many of them were over already."""
+
+    experiment: str = Field(max_length=40)
+    uid: str = Field(max_length=64)
+    trials: int = Field(ge=0)
+    finished: int = Field(ge=0)
+
+
 class ExperimentStatus(StatusModel):
     """Written by the operator alone: counts and sums over the trials, never lists of names."""
 
     observed_generation: int | None = None
     phase: str | None = Field(default=None, max_length=32)
     template_hash: str | None = Field(default=None, max_length=64)
+    restored: Restored | None = None
     trials: int = 0
     active: int = 0
     finished: int = 0

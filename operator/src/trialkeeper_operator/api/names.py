@@ -26,6 +26,9 @@ EXPERIMENT_NAME_LIMIT = 40  # a pod's name adds index, attempt and rank, and end
 
 LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"  # how a container may be called
 
+OBJECT_NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"  # of objects of other kinds
+OBJECT_NAME_LIMIT = 253
+
 TRIALS_LIMIT = 10_000  # trials of an experiment
 
 # Condition types.
@@ -36,6 +39,7 @@ SUCCEEDED = "Succeeded"
 # Reasons of Accepted=False.
 INVALID = "Invalid"
 TEMPLATE_CHANGED = "TemplateChanged"
+NOT_RESTORED = "NotRestored"
 POD_REFUSED = "PodRefused"
 
 # Reasons of an experiment's Succeeded condition. Those of STOPPING end its trials.

@@ -192,8 +192,8 @@ EXPERIMENT: tuple[Rule, ...] = (
     Rule(
         "spec",
         "cannot change: create a new experiment",
-        _equal_cel("search", "trainerContainer", "onNonFinite"),
-        transition=changed("search", "trainerContainer", "onNonFinite"),
+        _equal_cel("search", "trainerContainer", "onNonFinite", "restoreFrom"),
+        transition=changed("search", "trainerContainer", "onNonFinite", "restoreFrom"),
     ),
     Rule(
         "spec",
@@ -244,7 +244,7 @@ TRIAL: tuple[Rule, ...] = (
     Rule(
         "spec",
         "cannot change: only spec.desired may",
-        _equal_cel("experiment", "experimentUid", "index", "name", "parameters", "note", "seed"),
-        transition=changed("experiment", "experimentUid", "index", "name", "parameters", "note", "seed"),
+        _equal_cel("experiment", "experimentUid", "index", "name", "parameters", "note", "seed", "base"),
+        transition=changed("experiment", "experimentUid", "index", "name", "parameters", "note", "seed", "base"),
     ),
 )

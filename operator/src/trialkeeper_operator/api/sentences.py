@@ -83,6 +83,7 @@ _TYPES = {
 _PATTERNS = {
     parameters.NAME: "use letters, digits and _, and begin with a letter or _",
     names.LABEL: "use lower-case letters, digits and -, and begin and end with a letter or digit",
+    names.OBJECT_NAME: "use lower-case letters, digits, - and ., and begin and end with a letter or digit",
 }
 _BOUNDS = {
     "greater_than_equal": ("at least", "ge"),

@@ -48,6 +48,21 @@ class Site:
         return {name: value for name, value in values.items() if value}
 
 
+def inherited(trial: Trial) -> list[str]:
+    """The keys of `spec.base` under other trials' prefixes in the same namespace.
+
+    Trials are objects that others may write, too: no trainer is sent, or let, into anything else.
+    """
+    found = [(key, contract.parse_inherited_key(key)) for key in trial.spec.base or ()]
+    places = [(key, parsed[0].split("/")) for key, parsed in found if parsed is not None]
+    return [key for key, steps in places if len(steps) == 3 and steps[0] == trial.namespace]
+
+
+def donors(trial: Trial) -> set[str]:
+    """The experiments' folders in the store that a trial may have to read beside its own."""
+    return {key.rpartition("/manifests/")[0].rpartition("/")[0] for key in inherited(trial)}
+
+
 def settings(experiment: Experiment) -> dict[str, Any]:
     """What the trainer judges by itself, as the SDK reads it from its environment."""
     spec = experiment.spec.to_object()
@@ -74,6 +89,8 @@ def environment(experiment: Experiment, trial: Trial, attempt: int) -> dict[str,
         contract.ENV_SETTINGS: json.dumps(settings(experiment), separators=compact),
         contract.ENV_PREFIX: contract.prefix(trial.namespace, experiment.name, experiment.uid, trial.spec.index),
     }
+    bases = inherited(trial)
+    values |= {contract.ENV_BASE: ",".join(bases)} if bases else {}
     for name, value in parameters.items():
         text = value if isinstance(value, str) else json.dumps(value)
         values[contract.ENV_PARAM_PREFIX + name.upper()] = text

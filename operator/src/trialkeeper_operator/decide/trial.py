@@ -127,20 +127,24 @@ def _succeeded_reason(experiment: Experiment) -> str:
 
 def _observed(view: View, status: TrialStatus) -> TrialStatus | None:
     """The status to store, completed by what follows from its phase; None if it is what is stored already."""
+    status = completed(status, view.trial.generation, view.trial.created)
+    return None if status == view.trial.status else status
+
+
+def completed(status: TrialStatus, generation: int, created: str) -> TrialStatus:
+    """A status with what follows from its phase; `created` is when its trial was."""
     phase = status.phase
     verdict: Verdict = "True" if phase == "Succeeded" else "False" if phase in ledger.FINAL else "Unknown"
     reason, message = (status.reason or phase, status.message) if phase in ledger.FINAL else (phase, "")
-    last_time = status.completion_time or status.start_time or view.trial.created
     condition = Condition(
-        type=names.SUCCEEDED, status=verdict, reason=reason, message=message, last_transition_time=last_time
+        type=names.SUCCEEDED,
+        status=verdict,
+        reason=reason,
+        message=message[:1024],
+        last_transition_time=status.completion_time or status.start_time or created,
     )
-    status = status.model_copy(
-        update={
-            "observed_generation": view.trial.generation,
-            "conditions": set_condition(status.conditions, condition),
-        }
-    )
-    return None if status == view.trial.status else status
+    conditions = set_condition(status.conditions, condition)
+    return status.model_copy(update={"observed_generation": generation, "conditions": conditions})
 
 
 def _rest(view: View, stop: Intent, now: float) -> TrialStatus | None:

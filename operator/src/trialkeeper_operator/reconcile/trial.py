@@ -11,6 +11,7 @@ from trialkeeper_operator.decide import trial as decide
 from trialkeeper_operator.decide.endings import Ending
 from trialkeeper_operator.decide.trial import Action, ConfirmAbsence, CreatePod, DeletePod, Plan, View
 from trialkeeper_operator.decide.waiting import QUOTA
+from trialkeeper_operator.reconcile import restore
 from trialkeeper_operator.reconcile.admitted import admitted
 from trialkeeper_operator.reconcile.ports import AlreadyExists, Conflict, Invalid, NotFound, QuotaExceeded
 from trialkeeper_operator.reconcile.world import Outcome, World
@@ -50,6 +51,8 @@ def _view(world: World, name: Name) -> View | None:
     experiment = world.cache.experiment((trial.namespace, trial.spec.experiment))
     if experiment is None or experiment.uid != trial.spec.experiment_uid or experiment.deleting:
         return None
+    if not restore.may_run(experiment):
+        return None  # its status may not be recorded yet: what is over would look like what has not begun
     report, heard = world.reports.get(name, (None, None))
     pod = trial.status.pod
     last = world.cache.last_pod((trial.namespace, pod.name), pod.uid) if pod else None
@@ -93,7 +96,7 @@ async def _act(world: World, view: View, action: Action) -> None:
     if isinstance(action, CreatePod):
         await _create(world, view, action)
     elif isinstance(action, DeletePod):
-        await _delete(world, view.trial.namespace, action)
+        await _delete(world, view.trial, action)
 
 
 async def _create(world: World, view: View, action: CreatePod) -> None:
@@ -135,10 +138,14 @@ async def _refused(world: World, name: Name, view: View, sentence: str) -> None:
     await world.put_status(raw, closed.to_object())
 
 
-async def _delete(world: World, namespace: str, action: DeletePod) -> None:
+async def _delete(world: World, trial: Trial, action: DeletePod) -> None:
     try:
-        await world.cluster.delete(names.POD, namespace, action.name, uid=action.uid, grace_seconds=action.grace)
-    except (NotFound, Conflict):
-        known = world.cache.raw(names.POD, (namespace, action.name))
+        await world.cluster.delete(names.POD, trial.namespace, action.name, uid=action.uid, grace_seconds=action.grace)
+    except NotFound:
+        known = world.cache.raw(names.POD, (trial.namespace, action.name))
         if known is not None and known["metadata"]["uid"] == action.uid:
             world.vanished(names.POD, dict(known))
+    except Conflict:
+        # Another pod of this name, as a rule; only a look tells, and what is gone by the cache never comes back.
+        await world.look(names.POD, (trial.namespace, action.name))
+        world.queue.add((names.TRIAL, (trial.namespace, trial.name)))

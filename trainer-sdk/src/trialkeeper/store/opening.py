@@ -135,3 +135,10 @@ def open_store(env: Environment, leave_by: Callable[[], float | None] = lambda: 
     bucket = bucket_of(env.store)
     connection = wire.Wire(bucket, keys.Keys(bucket, env), ca=env.store_ca, leave_by=leave_by, grace=env.grace)
     return s3.S3Store(connection, "/".join(filter(None, (bucket.folder, env.prefix))), env.scratch)
+
+
+def open_at(env: Environment, prefix: str) -> Store:
+    """Another prefix of the store that this trial's is in, to be read only; errors are those of `open_store`."""
+    from dataclasses import replace
+
+    return open_store(replace(env, prefix=prefix))
