@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -146,7 +145,7 @@ def _end(name: str) -> None:
     tree(name).remove()
     network.remove(name)
     _unmount(folder(name))
-    shutil.rmtree(folder(name), ignore_errors=True)
+    cache.throw_away(folder(name))
     mounts.remove_points()
 
 

@@ -24,6 +24,8 @@ ROOT = Path(__file__).parents[2]
 PAUSE = "localhost/pause:1"
 BASE = "localhost/py:1"
 VERSION = "0.1.0"
+KEEP = 3  # images of one target: this code's, and those that somebody else may be working with
+STORAGE_LIMIT = 8  # gigabytes; a storage that has grown beyond is begun anew
 TARGETS = ("operator", "trainer", "store")
 
 PACKAGES = "python3,python3-venv,ca-certificates"
@@ -96,7 +98,9 @@ def project(target: str, tag: str | None = None) -> Path:
         log.info("built the image %s in %.0f s", tag, time.monotonic() - began)
 
     key = cache.digest(target, tag, str(base()), str(minio), *parts)
-    return cache.once(f"images/{target}-{key}", make) / "image.tar"
+    image = cache.once(f"images/{target}-{key}", make) / "image.tar"
+    cache.forget(f"images/{target}-*", keep=KEEP)
+    return image
 
 
 def _context() -> Iterator[Path]:
@@ -112,17 +116,23 @@ def _context() -> Iterator[Path]:
 
 
 def _buildah(context: Path, target: str, tag: str, image: Path) -> None:
-    """Build one target without a daemon, in a storage of our own: the machine's own images are none of our business."""
-    with cache.locked("buildah"):
-        store = cache.home() / "buildah" / base().parent.name
-        storage = ("--root", store / "root", "--runroot", store / "run")
-        options = ("--isolation", "chroot", "--network", "host", "--pull-never")
+    """Build one target without a daemon, in a storage of our own: the machine's own images are none of our business.
+
+    Its mounts go with it, and what is known of them: who is killed half way leaves nothing to stumble on.
+    """
+    with cache.locked("buildah"), tempfile.TemporaryDirectory() as runtime:
+        storage = cache.home() / "containers" / base().parent.name
+        if storage.exists() and int(run("du", "-s", "--block-size=1G", storage).split()[0]) > STORAGE_LIMIT:
+            cache.throw_away(storage)
+        buildah = ("unshare", "--mount", "buildah", "--root", storage, "--runroot", runtime)
+        options = ("--layers", "--isolation", "chroot", "--network", "host", "--pull-never")
         certificates = ("-v", "/etc/ssl/certs:/etc/ssl/certs:ro")
         arguments = ("--build-arg", f"BASE={BASE}", "--build-arg", "MINIO=minio")
         try:
-            run("buildah", *storage, "inspect", "--type", "image", BASE)
+            run(*buildah, "inspect", "--type", "image", BASE)
         except CommandFailed:
-            run("buildah", *storage, "pull", f"docker-archive:{base()}", timeout=300)
+            run(*buildah, "pull", f"docker-archive:{base()}", timeout=300)
+        run(*buildah, "rm", "--all")
         what = ("--target", target, "-t", tag, "-f", context / "Dockerfile", context)
-        run("buildah", *storage, "bud", "--layers", *options, *certificates, *arguments, *what, timeout=1200)
-        run("buildah", *storage, "push", tag, f"docker-archive:{image}:{tag}", timeout=300)
+        run(*buildah, "bud", *options, *certificates, *arguments, *what, timeout=1200)
+        run(*buildah, "push", tag, f"docker-archive:{image}:{tag}", timeout=300)

@@ -133,6 +133,7 @@ class Node:
             "enforceNodeAllocatable": [],
             "failCgroupV1": False,
             "failSwapOn": False,
+            "nodeLeaseDurationSeconds": self.plan.wishes.node_grace,  # renewed four times while it lasts
             "evictionHard": {"memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
             "imageGCHighThresholdPercent": 100,
         }
