@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,10 +18,12 @@ from trialkeeper.checkpoint import Checkpoint
 from trialkeeper.contract import CheckpointRef, Resumed
 from trialkeeper.environment import Environment
 from trialkeeper.errors import CheckpointCorrupt
-from trialkeeper.store import AlreadyThere, Missing, Store, Unreachable
+from trialkeeper.store import AlreadyThere, Denied, Missing, Store, Unreachable
 from trialkeeper.store.opening import open_at
 
 NEWEST = 10**6  # an attempt that is later than all
+PATIENCE = 120.0  # seconds for a store to come back before a trainer that asked for its checkpoint fails
+PAUSE = 5.0  # seconds between two such questions
 
 
 class Superseded(RuntimeError):
@@ -142,6 +144,25 @@ def begin(store: Store, env: Environment, *, asked: bool) -> Begun:
         raise Superseded("a later attempt of this trial has begun")
     lost, before = _lost(store, env, attempts, base[0].iteration if base else 0)
     return _begun(env, base, lost, before)
+
+
+def begin_patiently(store: Store, env: Environment, wait: Callable[[float], bool]) -> Begun:
+    """As `begin` for a trainer that asked. A store that does not answer is asked again, since to give up is a failure.
+
+    `wait` waits so many seconds, True if this pod is to go.
+    """
+    end, said = time.monotonic() + PATIENCE, False
+    while True:
+        try:
+            return begin(store, env, asked=True)
+        except Denied:
+            raise
+        except Unreachable as error:
+            if not said:
+                session.warn(f"where to begin is not known yet: {error}")
+            said = True
+            if time.monotonic() >= end or wait(PAUSE):
+                raise
 
 
 def _lost(store: Store, env: Environment, attempts: Mapping[int, Mapping[str, Any]], iteration: int) -> tuple[int, int]:

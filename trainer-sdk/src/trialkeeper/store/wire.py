@@ -29,7 +29,7 @@ from urllib3.exceptions import SSLError as TlsError
 
 from trialkeeper import trust
 from trialkeeper.service import retry_after
-from trialkeeper.store import Unreachable
+from trialkeeper.store import Denied, Unreachable
 from trialkeeper.store.opening import Bucket
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class Wire:
     ) -> Answer:
         """An answer of 2xx, or with a status in `ready_for`; `sink` reads the body of a 2xx.
 
-        :raises Unreachable: if there is none, or access is refused.
+        :raises Unreachable: if there is none; Denied if access is refused.
         :raises Refused: if the store cannot do it.
         """
         start = time.monotonic()
@@ -160,10 +160,10 @@ class Wire:
                 answer = self._once(method, key, query or {}, body, headers or {}, patience, sink)
             except BrokenOff as broken:
                 failure = Refused(f"{self.bucket} breaks off in the middle of {key or 'its list'}: {broken}")
+            except TlsError as error:
+                raise Denied(f"{self.bucket} {_words(error)}") from None
             except HTTPError as error:
                 failure = Unreachable(f"{self.bucket} {_words(error)}")
-                if isinstance(error, TlsError):
-                    raise failure from None
             else:
                 self._silent_until = 0.0
                 code = code_of(answer.body) if answer.status >= 300 else ""
@@ -188,7 +188,7 @@ class Wire:
         hint = _HINTS.get(code, "")
         sentence = f"{self.bucket} answers with {code or 'no S3 code'} (HTTP {status})" + (hint and f": {hint}")
         # A status that may change by itself says something about one object; any other about our access to all.
-        return Refused(sentence) if status in _AGAIN or status == 409 else Unreachable(sentence)
+        return Refused(sentence) if status in _AGAIN or status == 409 else Denied(sentence)
 
     def _once(
         self,
