@@ -24,11 +24,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from cluster.bench import configuration
 from e2e.cluster.installed import Installed, install
 from testbed import cluster, images
 from trialkeeper_operator.api.times import seconds
-from trialkeeper_operator.cluster.kube import Kube
+from trialkeeper_operator.cluster.access import connect
 from trialkeeper_operator.reconcile.ports import Event
 from trialkeeper_operator.serve.handlers import KopfSource
 
@@ -81,7 +80,7 @@ def main() -> int:
 
 
 async def _measure(installed: Installed, kills: int) -> list[tuple[float, ...]]:
-    kube = Kube(await configuration(str(installed.cluster.kubeconfig)))
+    kube = await connect(str(installed.cluster.kubeconfig))
     watch = Watch(KopfSource([NAMESPACE]))
     rows = []
     try:

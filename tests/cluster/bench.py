@@ -6,26 +6,16 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from kubernetes.aio import config as kubernetes_config
-from kubernetes.aio.client import Configuration
-
 from contract.bench import Bench
-from trialkeeper_operator.cluster.kube import Kube
+from trialkeeper_operator.cluster.access import connect
 from trialkeeper_operator.cluster.paths import path
 from trialkeeper_operator.serve.handlers import KopfSource
-
-
-async def configuration(kubeconfig: str) -> Configuration:
-    """The client's configuration that a kubeconfig file names."""
-    made = Configuration()
-    await kubernetes_config.load_kube_config(kubeconfig, client_configuration=made)
-    return made
 
 
 @asynccontextmanager
 async def kube(kubeconfig: str) -> AsyncIterator[Bench]:
     """A bench whose source is kopf's watch of this namespace alone."""
-    cluster = Kube(await configuration(kubeconfig))
+    cluster = await connect(kubeconfig)
     namespace = f"t{uuid.uuid4().hex[:10]}"
     body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
     await cluster.call("POST", path("Namespace"), body)

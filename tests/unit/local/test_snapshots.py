@@ -118,9 +118,10 @@ def test_a_cluster_is_asked_for_what_no_run_has(tmp_path: Path, monkeypatch: pyt
         asked.append((name, namespace))
         return stored()
 
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     done = shown("exp", "--dir", str(tmp_path))
     assert done.exit_code == 2
-    assert "kubectl get configmap exp-snapshot -n default -o yaml" in done.stderr
+    assert "no run here has left exp-snapshot; no cluster is known here" in done.stderr
     monkeypatch.setattr(snapshots, "fetch", fetch)
     assert shown("exp", "--dir", str(tmp_path), "-n", "team").exit_code == 0
     assert asked == [("exp-snapshot", "team")]

@@ -34,12 +34,34 @@ Fetch = Callable[[str, str], "Object"]
 def fetch(name: str, namespace: str) -> Object:
     """A ConfigMap of the cluster that kubectl speaks to.
 
-    :raises NoSnapshot: always, until a cluster's client is plugged in here.
+    :raises NoSnapshot: if there is none, or no cluster.
     """
-    raise NoSnapshot(
-        f"no run here has left {name}, and clusters are not read yet: "
-        f"kubectl get configmap {name} -n {namespace} -o yaml | trialkeeper snapshot show --file -"
-    )
+    import asyncio
+
+    from trialkeeper_operator.reconcile.ports import ClusterError
+
+    try:
+        from trialkeeper_operator.cluster.access import NoAccess, connect
+    except ImportError:
+        raise NoSnapshot(
+            f"no run here has left {name}, and to read clusters trialkeeper-operator[cluster] must be installed; or: "
+            f"kubectl get configmap {name} -n {namespace} -o yaml | trialkeeper snapshot show --file -"
+        ) from None
+
+    async def found() -> Object | None:
+        kube = await connect()
+        try:
+            return await kube.get("ConfigMap", namespace, name)
+        finally:
+            await kube.close()
+
+    try:
+        config_map = asyncio.run(found())
+    except (NoAccess, ClusterError) as error:
+        raise NoSnapshot(f"no run here has left {name}; {error}") from error
+    if config_map is None:
+        raise NoSnapshot(f"neither a run here nor namespace {namespace} of the cluster has {name}")
+    return config_map
 
 
 @click.group()
@@ -51,9 +73,9 @@ def snapshot() -> None:
 @click.argument("name", required=False)
 @click.option("--file", "file", type=click.Path(path_type=Path, allow_dash=True), help="A ConfigMap as kubectl has it.")
 @click.option("--dir", "folder", type=click.Path(path_type=Path), default=Path("runs"), help="Where runs are kept.")
-@click.option("-n", "--namespace", default="default", help="The experiment's namespace in a cluster.")
+@click.option("-n", "--namespace", help="Look into this namespace of the cluster; else runs here come first.")
 @click.option("--format", "format_", type=click.Choice(["table", "json"]), default="table", help="What to print.")
-def show(name: str | None, file: Path | None, folder: Path, namespace: str, format_: str) -> None:
+def show(name: str | None, file: Path | None, folder: Path, namespace: str | None, format_: str) -> None:
     """Print the snapshot of the experiment NAME, of a run on this machine or of a cluster, or the one in a file."""
     from trialkeeper_operator.api.validate import InvalidObject
     from trialkeeper_operator.state.snapshot import SnapshotInvalid, data_of, decode
@@ -80,17 +102,17 @@ def show(name: str | None, file: Path | None, folder: Path, namespace: str, form
         click.echo("\n".join(table([head, *cells])))
 
 
-def _found(name: str, folder: Path, namespace: str, fetch: Fetch) -> Object:
-    """The snapshot of a run on this machine, else the cluster's."""
+def _found(name: str, folder: Path, namespace: str | None, fetch: Fetch) -> Object:
+    """The snapshot of a run on this machine, unless a namespace is given; else the cluster's."""
     from trialkeeper_operator.local.donors import find
     from trialkeeper_operator.state.snapshot import name_of
 
     wanted = [name_of(name), name]
-    for called in wanted if folder.is_dir() else ():
+    for called in wanted if namespace is None and folder.is_dir() else ():
         config_map, _ = find(called, folder / name)
         if config_map is not None:
             return config_map
-    return fetch(wanted[0], namespace)
+    return fetch(wanted[0], namespace or "default")
 
 
 def _read(file: Path, name: str | None) -> Object:
