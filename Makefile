@@ -6,7 +6,7 @@ ARGS   ?=
 TESTBED = PYTHONPATH=tests $(BIN)/python -m testbed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-e2e-local test-store test-cluster cluster-up cluster-images cluster-down testbed check \
+.PHONY: help demo test test-e2e-local test-store test-cluster cluster-up cluster-images cluster-down testbed test-chart check \
 	format crds lock bench clean
 
 help: ## Say what can be made
@@ -38,12 +38,16 @@ cluster-images: testbed ## Build the project's images and load them into that cl
 cluster-down: $(VENV)/bin/pip ## Take that cluster down again
 	@$(TESTBED) down $(ARGS)
 
-check: $(VENV)/dev ## Formatting, lint, types, layers, and that the CRDs are those of the models
+test-chart: $(VENV)/dev ## The chart: rendering, rights, pods, values (needs helm, or Go; TRIALKEEPER_TEST_KUBECONFIG: on a server, too)
+	$(BIN)/pytest -n 2 --dist loadfile tests/chart -q $(ARGS)
+
+check: $(VENV)/dev ## Formatting, lint, types, layers, and that CRDs and chart are those of the models
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m trialkeeper_operator.api.schema --check crds
+	$(BIN)/python charts/generate.py --check
 
 format: $(VENV)/dev ## Format the code
 	$(BIN)/ruff format .
@@ -51,6 +55,9 @@ format: $(VENV)/dev ## Format the code
 
 crds: $(VENV)/dev ## Write crds/ from the models
 	$(BIN)/python -m trialkeeper_operator.api.schema crds
+
+chart: crds ## Write what the chart has from elsewhere: its CRDs, the table of values in its README
+	$(BIN)/python charts/generate.py
 
 bench: $(VENV)/dev ## Measure this machine against its own limit
 	$(BIN)/python benchmarks/local.py $(ARGS)

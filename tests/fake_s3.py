@@ -6,6 +6,7 @@ A fault is asked for each request, by method, key and query, before or after it 
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -204,11 +205,13 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def fake_s3(*, honest: bool = False) -> Iterator[Fake]:
+def fake_s3(*, honest: bool = False, tls: ssl.SSLContext | None = None) -> Iterator[Fake]:
     """A server on the loopback, until it is left."""
     fake = Fake(honest=honest)
     server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"fake": fake}))
-    fake.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    fake.endpoint = f"{'http' if tls is None else 'https'}://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

@@ -445,6 +445,18 @@ BAD: dict[str, Bad] = {
         "must be text, a number, true or false, not a mapping",
         "operator",
     ),
+    "a search's setting that is null": Bad(
+        {"spec.search": {"algorithm": "TPE", "settings": {"startupTrials": None}}},
+        "spec.search.settings.startupTrials",
+        "must be text, a number, true or false, not nothing",
+        "operator",
+    ),
+    "when on nothing": Bad(
+        {"spec.parameters": [OPTIMIZER, {**LR, "when": {"parameter": "optimizer", "in": [None]}}]},
+        "spec.parameters[1].when.in[0]",
+        "must be text, a number, true or false, not nothing",
+        "operator",
+    ),
     "enqueued names twice": Bad(
         {"spec.enqueue": [{"name": "a", "parameters": {}}, {"name": "a", "parameters": {}}]},
         "spec.enqueue[1].name",

@@ -21,7 +21,7 @@ from trialkeeper.store.opening import open_store
 ASKED = os.environ.get("TRIALKEEPER_TEST_STORES", "directory,fake").split(",")
 
 
-def environment_of(url: str, folder: Path) -> environment.Environment:
+def environment_of(url: str, folder: Path, **more: str) -> environment.Environment:
     """An attempt's environment with a store, and with a scratch folder of its own."""
     return environment.read(
         {
@@ -29,20 +29,23 @@ def environment_of(url: str, folder: Path) -> environment.Environment:
             "TRIALKEEPER_ATTEMPT": "1",
             "TRIALKEEPER_PREFIX": "space/exp-1/00000",
             "TRIALKEEPER_SCRATCH": str(folder / "scratch"),
+            **more,
         }
     )
 
 
 @contextmanager
-def opened(url: str, folder: Path) -> Iterator[s3.S3Store]:
+def opened(url: str, folder: Path, **more: str) -> Iterator[s3.S3Store]:
     """The store of a bucket's URL."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in KEYS.items():
             patch.setenv(name, value)
-        store = open_store(environment_of(url, folder))
+        store = open_store(environment_of(url, folder, **more))
         assert isinstance(store, s3.S3Store)
-        yield store
-        store.close()
+        try:
+            yield store
+        finally:
+            store.close()
 
 
 @contextmanager

@@ -16,12 +16,21 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "trialkeeper"
 MODES = {path.name.removesuffix("-values.yaml"): path for path in sorted((CHART / "ci").glob("*-values.yaml"))}
-HELM = os.environ.get("HELM") or shutil.which("helm") or ""
-KUBECTL = os.environ.get("KUBECTL") or shutil.which("kubectl") or ""
 # What is rendered for; a helm that was built from source takes itself for one of 1.20.
 KUBE_VERSION = "1.37.0"
 
 Object = dict[str, Any]
+
+
+@functools.cache
+def tool(name: str) -> str:
+    """A program: what HELM, KUBECTL, HELM_UNITTEST name, what is in PATH, or what the testbed builds."""
+    named = os.environ.get(name.upper().replace("-", "_")) or shutil.which(name)
+    if named:
+        return named
+    from testbed.programs import program
+
+    return str(program(name))
 
 
 class Refused(Exception):
@@ -33,7 +42,7 @@ def helm(*arguments: str) -> str:
 
     :raises Refused: if it fails.
     """
-    done = subprocess.run([HELM, *arguments], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([tool("helm"), *arguments], capture_output=True, text=True, timeout=120, check=False)
     if done.returncode:
         raise Refused(done.stderr)
     return done.stdout

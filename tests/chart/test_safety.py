@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import json
 import re
-from typing import Any
+import ssl
+from pathlib import Path
 
 import pytest
 import yaml
@@ -100,7 +103,7 @@ def test_keys_come_as_files(mode: str) -> None:
     assert ("/etc/trialkeeper/store" in folders) is ("credentialsDir" in said["store"])
 
 
-def test_the_operator_reads_its_configuration(mode: str, tmp_path: Any) -> None:
+def test_the_operator_reads_its_configuration(mode: str, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(config(objects(mode))))
     read = settings.read(file)
@@ -140,6 +143,29 @@ def test_images_name_no_registry_and_take_digests() -> None:
             assert re.fullmatch(r"trialkeeper-(operator|store|trainer):0\.1\.0", container["image"])
     operator = find(objects("gitops"), "Deployment")
     assert "@sha256:" in operator["spec"]["template"]["spec"]["containers"][0]["image"]
+
+
+@pytest.mark.parametrize("release", ["tk", LONG])
+def test_the_certificate_is_good_for_the_service(release: str, tmp_path: Path) -> None:
+    """Handshake as strictly as Python 3.13 does by default, with the name that the operator hands out."""
+    found = objects("default", release=release)
+    host = config(found)["report"]["url"].removeprefix("https://").removesuffix(":8443")
+    [secret] = [o["data"] for o in found if o["kind"] == "Secret" and o["type"] == "kubernetes.io/tls"]
+    for key, value in secret.items():
+        (tmp_path / key).write_bytes(base64.b64decode(value))
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(tmp_path / "tls.crt", tmp_path / "tls.key")
+    client = ssl.create_default_context(cafile=str(tmp_path / "ca.crt"))
+    client.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ours = client.wrap_bio(back, there, server_hostname=host)
+    theirs = server.wrap_bio(there, back, server_side=True)
+    for _ in range(3):
+        for side in (ours, theirs):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+    assert ours.getpeercert()
+    assert ours.version() == "TLSv1.3"
 
 
 def test_nothing_is_made_up_where_somebody_else_gives_the_secrets() -> None:

@@ -8,13 +8,11 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import generate
 import pytest
 import yaml
 
-from chart.rendering import CHART, KUBE_VERSION, MODES, ROOT, Refused, config, find, helm, objects, one_line, text
-
-sys.path.insert(0, str(ROOT / "charts"))
-import generate
+from chart.rendering import CHART, KUBE_VERSION, MODES, ROOT, Refused, config, find, helm, objects, one_line, text, tool
 
 VALUES = (CHART / "values.yaml").read_text()
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
@@ -40,6 +38,11 @@ def resolved(schema: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("mode", MODES)
 def test_lint(mode: str) -> None:
     helm("lint", "--strict", "--kube-version", KUBE_VERSION, "--values", str(MODES[mode]), str(CHART))
+
+
+def test_suites_of_helm_unittest() -> None:
+    done = subprocess.run([tool("helm-unittest"), "--strict", str(CHART)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout
 
 
 def test_every_value_is_explained() -> None:
@@ -175,6 +178,11 @@ def test_a_change_of_the_configuration_starts_new_pods() -> None:
 
     assert checksum() == checksum("replicas=3")
     assert checksum() != checksum('logLevel="debug"')
+
+
+def test_a_new_version_of_the_chart_restarts_no_store() -> None:
+    labels = find(objects("default"), "StatefulSet")["spec"]["template"]["metadata"]["labels"]
+    assert not {"helm.sh/chart", "app.kubernetes.io/version"} & set(labels)
 
 
 def test_no_store_and_no_reports() -> None:

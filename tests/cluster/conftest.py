@@ -1,15 +1,16 @@
-"""A real cluster for the whole session, and a namespace for each test."""
+"""Two real clusters for the whole session, one of real nodes and one of fake ones, and a namespace for each test."""
 
 from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from cluster.bench import kube
+from cluster.plane import Plane
 from contract.bench import PATIENCE, Story, Tell
 from testbed import Cluster, cluster, images
 
@@ -44,6 +45,38 @@ def tell(testbed: Cluster) -> Tell:
         async def main() -> None:
             async with asyncio.timeout(PATIENCE), kube(str(testbed.kubeconfig)) as bench:
                 await story(bench)
+
+        asyncio.run(main())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def fakes() -> Iterator[Cluster]:
+    """A control plane with fake nodes; our kinds are known."""
+    with cluster("suite", nodes=0, kwok=4) as running:
+        running.kubectl("apply", "-f", str(CRDS))
+        running.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
+        yield running
+
+
+Play = Callable[[Callable[[Plane], Awaitable[None]]], None]
+
+
+@pytest.fixture
+def play(fakes: Cluster, request: pytest.FixtureRequest) -> Play:
+    """Runs a test's own coroutine in a loop, with the control plane at hand."""
+    marked = request.node.get_closest_marker("timeout")
+    patience = marked.args[0] - 5 if marked else 100
+
+    def run(story: Callable[[Plane], Awaitable[None]]) -> None:
+        async def main() -> None:
+            plane = Plane(fakes)
+            try:
+                async with asyncio.timeout(patience):
+                    await story(plane)
+            finally:
+                await plane.close()
 
         asyncio.run(main())
 

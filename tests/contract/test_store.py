@@ -70,7 +70,13 @@ def test_a_folder_is_taken_whole(store: Store, tmp_path: Path) -> None:
 
 def test_a_folder_may_hold_large_files_and_names_of_every_kind(store: Store, tmp_path: Path) -> None:
     folder = tmp_path / "made"
-    files = {"large": bytes(range(256)) * (1 << 17), "ä b/+%41&?=#": b"1", "a" * 200: b"2", ".hidden": b"3"}
+    files = {
+        "large": bytes(range(256)) * (1 << 17),
+        "ä b/+%41&?=#": b"1",
+        "a" * 200: b"2",
+        ".hidden": b"3",
+        "a\u00a0\u3000": b"4",
+    }
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from testbed.shell import run
+
+HALF = ".half"  # behind the name of what is still being made
 
 
 def home() -> Path:
@@ -58,14 +64,32 @@ def locked_one_of(names: Iterable[str]) -> Iterator[str]:
     raise BlockingIOError("each of the names is in use by somebody")
 
 
+def forget(pattern: str, *, keep: int) -> None:
+    """Throw away the cache's folders of a kind, except for those that were used last."""
+    folders = [folder for folder in home().glob(pattern) if folder.suffix != HALF]
+    for folder in sorted(folders, key=lambda f: f.stat().st_mtime, reverse=True)[keep:]:
+        throw_away(folder)
+
+
+def throw_away(folder: Path) -> None:
+    """Make a folder disappear at once; its files follow, since a node's images are more than one wants to wait for."""
+    trash = home() / "trash"
+    trash.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(trash / uuid.uuid4().hex)
+    # Also what an earlier one did not get to the end of.
+    run("setsid", "--fork", "nice", "-n", "19", "sh", "-c", 'exec rm -rf "$1"/* > /dev/null 2>&1', "sh", trash)
+
+
 def once(name: str, make: Callable[[Path], None]) -> Path:
     """The cache's folder `name`, filled by `make` if there is none yet; nobody ever sees it half full."""
     folder = home() / name
     if folder.is_dir():
+        os.utime(folder)  # it was used: what was not for long, may be forgotten
         return folder
     with locked(name.replace("/", "-")):
         if not folder.is_dir():
-            half = folder.with_name(f"{folder.name}.half")
+            half = folder.with_name(f"{folder.name}{HALF}")
             shutil.rmtree(half, ignore_errors=True)
             half.mkdir(parents=True)
             make(half)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -129,7 +128,12 @@ def _begin(name: str, wishes: Wishes) -> Cluster:
     _end(name)
     began = time.monotonic()
     cluster = Cluster(reserve(name, wishes))
-    cluster.start()
+    try:
+        cluster.start()
+    except Exception:
+        for path in sorted(cluster.processes.logs.glob("*.log")):
+            log.error("%s said last:\n%s", path.stem, cluster.processes.tail(path.stem, 8))
+        raise
     log.info("the cluster %s is up after %.0f s", name, time.monotonic() - began)
     return cluster
 
@@ -146,7 +150,7 @@ def _end(name: str) -> None:
     tree(name).remove()
     network.remove(name)
     _unmount(folder(name))
-    shutil.rmtree(folder(name), ignore_errors=True)
+    cache.throw_away(folder(name))
     mounts.remove_points()
 
 

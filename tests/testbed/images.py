@@ -24,14 +24,21 @@ ROOT = Path(__file__).parents[2]
 PAUSE = "localhost/pause:1"
 BASE = "localhost/py:1"
 VERSION = "0.1.0"
+KEEP = 3  # images of one target: this code's, and those that somebody else may be working with
+STORAGE_LIMIT = 8  # gigabytes; a storage that has grown beyond is begun anew
 TARGETS = ("operator", "trainer", "store")
 
 PACKAGES = "python3,python3-venv,ca-certificates"
 # Nobody reads these in a container; without them an import into a node takes half the time.
 UNREAD = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "var/cache", "var/lib/apt", "dev")
 
-# What the Dockerfile may copy: its build sees nothing else, so nothing else can make a difference.
-CONTEXT = ("Dockerfile", ".dockerignore", "operator", "trainer-sdk", "examples", "crds")
+# What the Dockerfile may copy for a target: its build sees nothing else, so nothing else can make a difference.
+_ALWAYS = ("Dockerfile", ".dockerignore", "operator/locks")
+CONTEXT = {
+    "operator": (*_ALWAYS, "operator", "trainer-sdk"),
+    "trainer": (*_ALWAYS, "trainer-sdk", "examples"),
+    "store": _ALWAYS,
+}
 LEFT_OUT = ("__pycache__", "*.egg-info", ".*_cache", ".venv*", "runs", "dist", "build")
 
 
@@ -79,14 +86,14 @@ def project(target: str, tag: str | None = None) -> Path:
     :raises FileNotFoundError: if there is no Dockerfile.
     """
     tag = tag or f"trialkeeper-{target}:{VERSION}"
-    parts = [part for path in _context() for part in (str(path.relative_to(ROOT)), path.read_bytes())]
+    parts = [part for path in _context(target) for part in (str(path.relative_to(ROOT)), path.read_bytes())]
     minio = program("minio") if target == "store" else None
 
     def make(folder: Path) -> None:
         log.info("building the image %s", tag)
         began = time.monotonic()
         with tempfile.TemporaryDirectory(dir=folder) as context:
-            for path in _context():
+            for path in _context(target):
                 copy = Path(context) / path.relative_to(ROOT)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(path, copy)
@@ -96,13 +103,15 @@ def project(target: str, tag: str | None = None) -> Path:
         log.info("built the image %s in %.0f s", tag, time.monotonic() - began)
 
     key = cache.digest(target, tag, str(base()), str(minio), *parts)
-    return cache.once(f"images/{target}-{key}", make) / "image.tar"
+    image = cache.once(f"images/{target}-{key}", make) / "image.tar"
+    cache.forget(f"images/{target}-*", keep=KEEP)
+    return image
 
 
-def _context() -> Iterator[Path]:
+def _context(target: str) -> Iterator[Path]:
     if not (ROOT / "Dockerfile").is_file():
         raise FileNotFoundError(f"{ROOT / 'Dockerfile'}: the project has no Dockerfile to build images from")
-    for name in CONTEXT:
+    for name in CONTEXT[target]:
         path = ROOT / name
         if path.is_file():
             yield path
@@ -112,17 +121,23 @@ def _context() -> Iterator[Path]:
 
 
 def _buildah(context: Path, target: str, tag: str, image: Path) -> None:
-    """Build one target without a daemon, in a storage of our own: the machine's own images are none of our business."""
-    with cache.locked("buildah"):
-        store = cache.home() / "buildah" / base().parent.name
-        storage = ("--root", store / "root", "--runroot", store / "run")
-        options = ("--isolation", "chroot", "--network", "host", "--pull-never")
+    """Build one target without a daemon, in a storage of our own: the machine's own images are none of our business.
+
+    Its mounts go with it, and what is known of them: who is killed half way leaves nothing to stumble on.
+    """
+    with cache.locked("buildah"), tempfile.TemporaryDirectory() as runtime:
+        storage = cache.home() / "containers" / base().parent.name
+        if storage.exists() and int(run("du", "-s", "--block-size=1G", storage).split()[0]) > STORAGE_LIMIT:
+            cache.throw_away(storage)
+        buildah = ("unshare", "--mount", "buildah", "--root", storage, "--runroot", runtime)
+        options = ("--layers", "--isolation", "chroot", "--network", "host", "--pull-never")
         certificates = ("-v", "/etc/ssl/certs:/etc/ssl/certs:ro")
         arguments = ("--build-arg", f"BASE={BASE}", "--build-arg", "MINIO=minio")
         try:
-            run("buildah", *storage, "inspect", "--type", "image", BASE)
+            run(*buildah, "inspect", "--type", "image", BASE)
         except CommandFailed:
-            run("buildah", *storage, "pull", f"docker-archive:{base()}", timeout=300)
+            run(*buildah, "pull", f"docker-archive:{base()}", timeout=300)
+        run(*buildah, "rm", "--all")
         what = ("--target", target, "-t", tag, "-f", context / "Dockerfile", context)
-        run("buildah", *storage, "bud", "--layers", *options, *certificates, *arguments, *what, timeout=1200)
-        run("buildah", *storage, "push", tag, f"docker-archive:{image}:{tag}", timeout=300)
+        run(*buildah, "bud", *options, *certificates, *arguments, *what, timeout=1200)
+        run(*buildah, "push", tag, f"docker-archive:{image}:{tag}", timeout=300)

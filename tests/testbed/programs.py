@@ -33,6 +33,7 @@ PROGRAMS = {
     "coredns": ("coredns", "coredns"),
     "kwok": ("kwok", "kwok"),
     "helm": ("helm", "helm"),
+    "helm-unittest": ("helm-unittest", "helm-unittest"),
     "minio": ("minio", "minio"),
     "pause": ("pause", "pause"),
 }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -24,3 +25,18 @@ def until(what: str, look: Callable[[], T], *, seconds: float = 60) -> T:
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {seconds:g} s for {what}")
         time.sleep(EVERY)
+
+
+async def awaited(what: str, look: Callable[[], Awaitable[T]], *, seconds: float = 60) -> T:
+    """`until` for a look that is asked in an event loop, which goes on meanwhile.
+
+    :raises TimeoutError: if `seconds` have passed; it says what was awaited.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        seen = await look()
+        if seen:
+            return seen
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {seconds:g} s for {what}")
+        await asyncio.sleep(EVERY)

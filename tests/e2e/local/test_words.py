@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,23 +13,12 @@ import yaml
 
 from trialkeeper_operator.api.validate import check_experiment
 from trialkeeper_operator.search.check import problems
-
-ROOT = Path(__file__).parents[3]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-
-
-def blocks(page: Path, kind: str) -> Iterator[str]:
-    yield from re.findall(rf"```{kind}\n(.*?)```", page.read_text(), re.DOTALL)
-
-
-def commands(page: Path) -> Iterator[str]:
-    for block in blocks(page, "sh"):
-        yield from block.strip().splitlines()
+from words import PAGES, README, ROOT, blocks, commands, section
 
 
 def test_every_make_target_that_is_named_exists() -> None:
     known = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = {c.split()[1] for page in PAGES for c in commands(page) if c.startswith("make ")}
+    named = {c.split()[1] for page in PAGES for c in commands(page.read_text()) if c.startswith("make ")}
     assert named
     assert named <= known
 
@@ -50,7 +38,7 @@ def before(diff: str) -> str:
 
 @pytest.mark.timeout(200)
 def test_the_readmes_trainer_and_experiment_do_what_the_readme_says(tmp_path: Path) -> None:
-    readme = ROOT / "README.md"
+    readme = README.read_text().replace(section(README, "In a cluster"), "")
     (diff,) = blocks(readme, "diff")
     assert sum(line.startswith(("+", "-")) and len(line) > 1 for line in diff.splitlines()) <= 20
     (tmp_path / "before.py").write_text(before(diff))
@@ -70,7 +58,7 @@ def test_the_readmes_trainer_and_experiment_do_what_the_readme_says(tmp_path: Pa
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_every_experiment_in_the_words_is_a_good_one(page: Path) -> None:
-    for block in blocks(page, "yaml"):
+    for block in blocks(page.read_text(), "yaml"):
         assert problems(check_experiment(yaml.safe_load(block.replace("1e-", "1.0e-")))) == []
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from fake_s3 import BUCKET, Fake, Fault, Request, fake_s3
 from minio_server import KEYS
@@ -30,8 +32,6 @@ def server(request: pytest.FixtureRequest) -> Iterator[Fake]:
 @pytest.fixture
 def store(server: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Store]:
     monkeypatch.setattr(wire, "PAUSE_LIMIT", 0.02)
-    monkeypatch.setattr(wire, "READ", 0.5)
-    monkeypatch.setattr(wire, "PATIENCE", 3.0)
     with opened(server.url, tmp_path) as found:
         yield found
 
@@ -54,14 +54,23 @@ DENIED = Fault(403, b"<Error><Code>AccessDenied</Code><AWSAccessKeyId>AKIA</AWSA
 LOST = Fault(carried_out=True)
 
 
+@pytest.fixture
+def impatient(store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A silence is soon too long."""
+    monkeypatch.setattr(wire, "PATIENCE", 1.0)
+    monkeypatch.setattr(wire, "SHORT", 0.2)
+    store._wire._read = 0.2
+
+
 def test_a_busy_store_is_asked_again_and_a_long_retry_after_is_not_obeyed(server: Fake, store: S3Store) -> None:
     server.fault = times(2, BUSY, "PUT", "/a")
     start = time.monotonic()
     store.put_new("a", b"1")
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 10
     assert store.get("a") == b"1"
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
@@ -98,7 +107,7 @@ def test_what_stays_wrong_is_an_os_error_of_one_sentence(
             call()
         assert "AKIA" not in str(refused.value)
         assert "\n" not in str(refused.value)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 20
 
 
 @pytest.mark.parametrize(
@@ -118,10 +127,8 @@ def test_an_answer_that_is_no_list_is_not_an_empty_store(answer: bytes, server: 
         store.list("attempts/")
 
 
-def test_a_store_that_does_not_answer_gets_one_short_try_until_it_does(
-    server: Fake, store: S3Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(wire, "SHORT", 0.3)
+@pytest.mark.usefixtures("impatient")
+def test_a_store_that_does_not_answer_gets_one_short_try_until_it_does(server: Fake, store: S3Store) -> None:
     server.fault = lambda _: Fault(hang=True)
     for _ in range(3):
         with pytest.raises(Unreachable):
@@ -129,6 +136,7 @@ def test_a_store_that_does_not_answer_gets_one_short_try_until_it_does(
     tries = server.count("GET")
     assert tries <= wire.TRIES + 2
     server.fault = lambda _: None
+    store._wire._read = wire.READ
     with pytest.raises(Missing):
         store.get("a")
     server.fault = times(1, BUSY, "GET")
@@ -148,7 +156,7 @@ def test_who_is_asked_to_go_does_not_wait_beyond_its_grace(server: Fake, tmp_pat
                 store.get("a")
         assert isinstance(store, S3Store)
         store.close()
-    assert time.monotonic() - start < 1.5
+    assert time.monotonic() - start < 5
 
 
 def test_an_object_that_breaks_off_is_asked_for_again(server: Fake, store: S3Store) -> None:
@@ -329,6 +337,42 @@ def test_a_forked_child_has_connections_of_its_own(server: Fake, store: S3Store)
     os.close(read)
 
 
+def test_a_certificate_is_checked_against_the_authority_that_was_given(tmp_path: Path) -> None:
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / "w").write_bytes(bytes(20 << 20))
+    with fake_s3(tls=context) as server:
+        for given in (str(tmp_path / "ca.pem"), (tmp_path / "ca.pem").read_text()):
+            with opened(server.url, tmp_path, TRIALKEEPER_STORE_CA=given) as store:
+                store.put_new(f"a{len(given)}", b"1")
+        with opened(server.url, tmp_path, TRIALKEEPER_STORE_CA=given) as store:
+            store.take(made, "data/a")
+            assert (store.folder("data/a") / "w").stat().st_size == 20 << 20
+        asked = len(server.requests)
+        with opened(server.url, tmp_path) as store, pytest.raises(Unreachable, match="cannot be trusted: "):
+            store.list("")
+        unusable = pytest.raises(OSError, match="the certificates in /no/such/file cannot be used")
+        with opened(server.url, tmp_path, TRIALKEEPER_STORE_CA="/no/such/file") as store, unusable:
+            store.list("")
+        assert len(server.requests) == asked
+
+
+@pytest.mark.parametrize(("access", "used"), [("key\n", "key"), ("k\u00e9y", None), ("k\ney", None), ("  ", None)])
+def test_keys_are_taken_without_their_lines_end_and_never_end_a_trainer(
+    access: str, used: str | None, server: Fake, store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", access)
+    if used is None:
+        with pytest.raises(Unreachable, match="there are no keys for"):
+            store.list("")
+        return
+    store.list("")
+    assert f"Credential={used}/" in server.requests[-1].headers["authorization"]
+
+
 def test_lines_that_could_not_be_sent_go_first_the_next_time(server: Fake, store: S3Store) -> None:
     lines = store.append("results/a.jsonl")
     lines.write(b"1\n")
@@ -397,9 +441,10 @@ def test_a_listing_cannot_lead_outside_of_the_folder(server: Fake, store: S3Stor
         store.folder("data/a")
 
 
-def test_a_name_that_no_bucket_holds_is_the_trainers_error(store: S3Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a\nb", "a\udce9", "/".join(["\u00e4" * 120] * 5)])
+def test_a_name_that_no_bucket_holds_is_the_trainers_error(name: str, store: S3Store, tmp_path: Path) -> None:
     made = tmp_path / "made"
-    made.mkdir()
-    (made / "a\nb").write_text("")
+    (made / name).parent.mkdir(parents=True)
+    (made / name).write_text("")
     with pytest.raises(ValueError, match="a bucket cannot hold a file called"):
         store.take(made, "data/a")

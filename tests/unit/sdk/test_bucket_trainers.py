@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,20 @@ def test_whatever_was_reported_is_in_the_bucket_at_the_end(end: str, place: Buck
         assert store.list("ended/") == ["ended/a000001.json"]
 
 
+def test_what_was_reported_is_sent_now_and_then_without_a_checkpoint(place: BucketPlace, server: Fake) -> None:
+    place.settings["checkpoint"] = {"frequency": 0, "atEnd": False}
+    left = place.run(
+        "import trialkeeper.store.segments, threading\ntrialkeeper.store.segments.INTERVAL = 0.05\n"
+        "trialkeeper.get_checkpoint()\n"
+        "for i in range(100): trialkeeper.report({'loss': 1.0}); threading.Event().wait(0.01)\nos.kill(os.getpid(), 9)"
+    )
+    assert left.code == -signal.SIGKILL
+    iterations = [row["training_iteration"] for row in place.rows()]
+    assert 50 < len(iterations) <= 100
+    assert iterations == [*range(1, len(iterations) + 1)]
+    assert place.run("trialkeeper.get_checkpoint()", 2).last is not None
+
+
 def test_a_large_last_state_is_saved_while_the_interpreter_shuts_down(place: BucketPlace) -> None:
     place.settings["checkpoint"] = {"frequency": 0}
     left = place.run(
@@ -117,17 +132,23 @@ def test_a_dead_store_does_not_hold_a_trainer_that_is_asked_to_go(place: BucketP
         PREAMBLE + SAVING + "import itertools\nfor i in itertools.count(start):\n"
         "    trialkeeper.report({'loss': 1.0}, checkpoint=save)\n"
     )
+    hung = threading.Event()
+
+    def hang_later(request: Request) -> Fault | None:
+        if server.count("PUT", "manifests/") < 3 or ("/data/" not in request.key and not hung.is_set()):
+            return None
+        hung.set()
+        return Fault(hang=True)
+
+    server.fault = hang_later
     env = place.env(1) | {"TRIALKEEPER_GRACE_SECONDS": "3"}
     process = subprocess.Popen([sys.executable, "t.py"], cwd=place.root, env=env, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 30
-    while server.count("PUT", "manifests/") < 3 and time.monotonic() < deadline:
-        server.closing.wait(0.01)
-    server.fault = lambda _: Fault(hang=True)
+    assert hung.wait(60)
     start = time.monotonic()
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 143, err
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 8
     assert "does not answer in time" in err
 
 

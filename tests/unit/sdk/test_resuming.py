@@ -289,6 +289,9 @@ def test_results_are_durable_before_the_manifest_and_the_fence_is_looked_at_befo
         def sync(self) -> None:
             calls.append("sync")
 
+        def nudge(self) -> None:
+            calls.append("nudge")
+
     env = environment.read({"TRIALKEEPER_STORE": tmp_path.as_uri(), "TRIALKEEPER_ATTEMPT": "1"})
     folder = tmp_path / "made"
     folder.mkdir()

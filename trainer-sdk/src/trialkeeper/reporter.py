@@ -178,6 +178,8 @@ class Reporter:
             self._results.write(line)
         except OSError as error:
             self._cannot_write(error)
+        if self._claimed:
+            self._results.nudge()
         for name in self._objectives:
             if name and name not in flat:
                 self.session.warn_once(f"objective {name}", f"the objective {name!r} is not among the reported metrics")
@@ -288,7 +290,8 @@ class Reporter:
         if not self._begun:
             return
         try:
-            self._results.sync()
+            if message.end != contract.END_FENCED:
+                self._results.sync()
             self.store.put_new(contract.ended_key(self.env.attempt), message.encode(1 << 20).encode())
         except (AlreadyThere, OSError):
             return

@@ -52,9 +52,9 @@ class Service:
         kept = self._connection is not None
         try:
             return self._post(path, body, timeout)
-        except (ConnectionError, http.client.RemoteDisconnected, http.client.CannotSendRequest):
+        except OSError as error:
             # A connection that was kept may have been closed meanwhile; a new one deserves its own try.
-            if not kept:
+            if not kept or isinstance(error, TimeoutError):
                 raise
             return self._post(path, body, timeout)
 

@@ -73,7 +73,7 @@ def convert(schema: Schema, definitions: Schema, path: str) -> Schema:
 def _contents(schema: Schema, definitions: Schema, path: str) -> Schema:
     found: Schema = {}
     if schema.get("type") == "array":
-        found["items"] = convert(schema.get("items", {}), definitions, f"{path}[]") if schema.get("items") else _FREE
+        found["items"] = _member(convert(schema["items"], definitions, f"{path}[]") if schema.get("items") else _FREE)
         key = LIST_KEYS.get(path)
         kind = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
         found |= kind if key else {"x-kubernetes-list-type": "atomic"}
@@ -88,9 +88,18 @@ def _contents(schema: Schema, definitions: Schema, path: str) -> Schema:
         elif extra is True or extra is None:
             found |= _FREE
         elif isinstance(extra, dict):
-            found["additionalProperties"] = convert(extra, definitions, f"{path}{{}}")
+            found["additionalProperties"] = _member(convert(extra, definitions, f"{path}{{}}"))
         found |= {"maxProperties": schema["maxProperties"]} if "maxProperties" in schema else {}
     return found
+
+
+def _member(schema: Schema) -> Schema:
+    """An entry of a list or a map. One without a type may be null: the operator refuses it with a sentence.
+
+    Left out of the schema, null would be let in all the same, and no rule could be asked ever after: every write,
+    the operator's own included, would be refused.
+    """
+    return schema | {"nullable": True} if schema == _FREE else schema
 
 
 def _union(schema: Schema, definitions: Schema, path: str) -> Schema:

@@ -42,6 +42,10 @@ class Appender(Protocol):
         """
         ...
 
+    def nudge(self) -> None:
+        """Return at once; what was written is durable before long, if the store is well."""
+        ...
+
 
 class Store(Protocol):
     """One trial's prefix. Every method may raise OSError when the store cannot be reached or is full."""

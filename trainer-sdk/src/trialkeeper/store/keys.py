@@ -9,6 +9,8 @@ import json
 import os
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from minio.credentials.credentials import Credentials
@@ -40,7 +42,7 @@ class Keys:
         self._lent: _Lent | None = None
         self._identity: IamAwsProvider | None = None
         if bucket.from_service and env.report.startswith("https://") and env.token_file is not None:
-            self._lent = _Lent(bucket, Service(env.report, env.report_ca, env.token_file))
+            self._lent = _Lent(bucket, partial(Service, env.report, env.report_ca, env.token_file))
 
     def get(self) -> Credentials:
         """The keys.
@@ -68,8 +70,11 @@ class Keys:
                 self._lent.forget()
 
     def forked(self) -> None:
-        """In a forked child: let go of what another thread may have held."""
+        """In a forked child: let go of what another thread may have held, and of the parent's connections."""
         self._lock = threading.Lock()
+        self._identity = None
+        if self._lent is not None:
+            self._lent.reconnect()
 
     def _of_identity(self) -> Credentials:
         import urllib3
@@ -87,20 +92,30 @@ class Keys:
 
 
 def _from_variables() -> Credentials | None:
-    access, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
-    return Credentials(access, secret, os.environ.get("AWS_SESSION_TOKEN") or None) if access and secret else None
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+    return _made(*(os.environ.get(name, "") for name in names))
+
+
+def _made(access: str, secret: str, token: str) -> Credentials | None:
+    """The keys without the line's end that a Secret made from a file has, None if they are none."""
+    access, secret, token = access.strip(), secret.strip(), token.strip()
+    usable = all(part.isascii() and part.isprintable() for part in (access, secret, token))
+    return Credentials(access, secret, token or None) if access and secret and usable else None
 
 
 class _Lent:
     """Keys that the report service lends for a while, renewed when half of it is over."""
 
-    def __init__(self, bucket: Bucket, service: Service) -> None:
-        self._bucket, self._service = bucket, service
+    def __init__(self, bucket: Bucket, connect: Callable[[], Service]) -> None:
+        self._bucket, self._connect, self._service = bucket, connect, connect()
         self._keys: Credentials | None = None
         self._renew_at, self._end = 0.0, 0.0
 
     def forget(self) -> None:
         self._keys = None
+
+    def reconnect(self) -> None:
+        self._service = self._connect()
 
     def get(self) -> Credentials:
         now = time.time()
@@ -134,9 +149,7 @@ class _Lent:
 def _decoded(body: bytes) -> tuple[Credentials, float] | None:
     try:
         value: dict[str, Any] = json.loads(body)
-        access, secret, token = value["accessKey"], value["secretKey"], value.get("sessionToken") or None
-        if not (isinstance(access, str) and isinstance(secret, str) and isinstance(token, (str, type(None)))):
-            return None
-        return Credentials(access, secret, token), float(value.get("expires") or 0)
+        made = _made(value["accessKey"], value["secretKey"], value.get("sessionToken") or "")
+        return None if made is None else (made, float(value.get("expires") or 0))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

@@ -133,7 +133,7 @@ def open_store(env: Environment, leave_by: Callable[[], float | None] = lambda: 
     except ImportError as missing:
         raise ImportError(f"the store is a bucket, and that needs a few more packages: {_MORE} ({missing})") from None
     bucket = bucket_of(env.store)
-    connection = wire.Wire(bucket, keys.Keys(bucket, env), ca=env.store_ca, leave_by=leave_by)
+    connection = wire.Wire(bucket, keys.Keys(bucket, env), ca=env.store_ca, leave_by=leave_by, grace=env.grace)
     return s3.S3Store(connection, "/".join(filter(None, (bucket.folder, env.prefix))), env.scratch)
 
 

@@ -29,6 +29,8 @@ WRITE_ID = (
     "x-amz-meta-trialkeeper-write"  # an object's header: who wrote it, so that a lost answer can be told from a rival
 )
 
+KEY_LIMIT = 1024  # bytes
+
 _honest: dict[str, bool] = {}  # by bucket: whether it honours If-None-Match, as tried by this process
 
 
@@ -143,7 +145,7 @@ class S3Store:
             for name in names
         ]
         for path, full in files:
-            if not full.isprintable() or len(full.encode("utf-8", "surrogateescape")) > 1024:
+            if not _fits(full):
                 raise ValueError(f"checkpoint: a bucket cannot hold a file called {path.name[:80]!r}")
         upload(self._wire, files)
         shutil.rmtree(folder, ignore_errors=True)
@@ -173,6 +175,14 @@ class S3Store:
         finally:
             shutil.rmtree(half, ignore_errors=True)
         return there
+
+
+def _fits(key: str) -> bool:
+    """Whether S3 and its XML can hold a key."""
+    try:
+        return len(key.encode()) <= KEY_LIMIT and not any(c < " " or c == "\x7f" for c in key)
+    except UnicodeEncodeError:
+        return False
 
 
 def _inside(folder: Path, name: str) -> Path:

@@ -6,6 +6,9 @@ its object is there, so what an earlier life of this pod left unsent is there to
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,27 +18,48 @@ from trialkeeper.store.directory import Lines
 if TYPE_CHECKING:
     from trialkeeper.store.s3 import S3Store
 
+INTERVAL = 15.0  # seconds between two sendings that nobody waits for: what a pod takes with it when it is killed
+
 
 class Segments:
     """The lines of one key; `folder` holds what is not in the bucket yet."""
 
     def __init__(self, store: S3Store, key: str, folder: Path) -> None:
         self._store, self._key, self._folder = store, key, folder
-        self._number = 0  # of the segment that was made last
+        self._number = 0  # of the segment that was sent last
         self._open: Lines | None = None
+        self._writing = threading.Lock()  # never held while something is sent
+        self._sending = threading.Lock()
+        self._sent_at = time.monotonic()
 
     def write(self, line: bytes) -> None:
-        if self._open is None:
-            self._open = Lines(self._folder / f"{self._next_local():06d}")
-        self._open.write(line)
+        with self._writing:
+            if self._open is None:
+                self._open = Lines(self._folder / f"{self._next_local():06d}")
+            self._open.write(line)
 
     def sync(self) -> None:
-        if self._open is not None:
-            self._open.sync()
-            self._open.close()
-            self._open = None
-        for path in self._unsent():
-            self._send(path)
+        with self._sending:
+            self._sent_at = time.monotonic()
+            with self._writing:
+                if self._open is not None:
+                    self._open.sync()
+                    self._open.close()
+                    self._open = None
+                unsent = self._unsent()
+            for path in unsent:
+                self._send(path)
+
+    def nudge(self) -> None:
+        if time.monotonic() - self._sent_at < INTERVAL:
+            return
+        self._sent_at = time.monotonic()
+        with contextlib.suppress(RuntimeError):  # no new thread while the interpreter shuts down
+            threading.Thread(target=self._sync_quietly, name="trialkeeper-results", daemon=True).start()
+
+    def _sync_quietly(self) -> None:
+        with contextlib.suppress(OSError):  # said by whoever waits for it
+            self.sync()
 
     def _unsent(self) -> list[Path]:
         return sorted(self._folder.iterdir()) if self._folder.is_dir() else []
@@ -56,6 +80,9 @@ class Segments:
                 self._store.put_new(self._name(self._number), data)
             except AlreadyThere:
                 continue
+            except OSError:
+                self._number -= 1
+                raise
             path.unlink()
             return
 

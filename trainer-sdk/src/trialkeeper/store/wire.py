@@ -17,7 +17,14 @@ from xml.etree import ElementTree
 
 import urllib3
 from minio.signer import sign_v4_s3
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, NameResolutionError, NewConnectionError, ReadTimeoutError
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    NameResolutionError,
+    NewConnectionError,
+    ProtocolError,
+    ReadTimeoutError,
+)
 from urllib3.exceptions import SSLError as TlsError
 
 from trialkeeper import trust
@@ -93,11 +100,19 @@ class Wire:
     """One bucket. Safe for threads and forks."""
 
     def __init__(
-        self, bucket: Bucket, keys: Keys, *, ca: str = "", leave_by: Callable[[], float | None] = lambda: None
+        self,
+        bucket: Bucket,
+        keys: Keys,
+        *,
+        ca: str = "",
+        leave_by: Callable[[], float | None] = lambda: None,
+        grace: float = 3 * READ,
     ) -> None:
         self.bucket = bucket
         self._keys, self._ca, self._leave_by = keys, ca, leave_by
         self._process, self._opened = 0, urllib3.PoolManager()
+        # What hangs when the pod is asked to go hangs on for so long, so it must be a part of the grace only.
+        self._read = min(READ, grace / 3)
         self._silent_until = 0.0
 
     def close(self) -> None:
@@ -131,20 +146,20 @@ class Wire:
         """
         start = time.monotonic()
         short = start < self._silent_until
-        end = start + (SHORT if short else PATIENCE)
-        going = self._leave_by()
-        if going is not None:
-            end = min(end, going)
         renewed = False
         for tries in range(1, TRIES + 1):
+            end = start + (SHORT if short else PATIENCE)
+            going = self._leave_by()
+            if going is not None:
+                end = min(end, going)
             left = max(end - time.monotonic(), 0.05)
-            patience = urllib3.Timeout(connect=min(SHORT if short else CONNECT, left), read=min(READ, left))
+            patience = urllib3.Timeout(connect=min(SHORT if short else CONNECT, left), read=min(self._read, left))
             pause = min(0.25 * 2**tries, PAUSE_LIMIT)
             failure: OSError
             try:
                 answer = self._once(method, key, query or {}, body, headers or {}, patience, sink)
             except BrokenOff as broken:
-                failure = Refused(f"{self.bucket} breaks off in the middle of {key}: {broken}")
+                failure = Refused(f"{self.bucket} breaks off in the middle of {key or 'its list'}: {broken}")
             except HTTPError as error:
                 failure = Unreachable(f"{self.bucket} {_words(error)}")
                 if isinstance(error, TlsError):
@@ -205,6 +220,9 @@ class Wire:
                 sink(response)
                 return Answer(response.status, response.headers, b"")
             return Answer(response.status, response.headers, response.read())
+        except ProtocolError:
+            response.close()
+            raise BrokenOff("less came than was promised") from None
         except BaseException:
             response.close()
             raise

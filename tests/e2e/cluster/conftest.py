@@ -1,0 +1,30 @@
+"""One installation for the whole session, and a namespace for each test."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from e2e.cluster.installed import Installed, install
+from testbed import cluster, images
+
+
+@pytest.fixture(scope="session")
+def installed() -> Iterator[Installed]:
+    """The chart on two real nodes, with the images of this very tree; a node that is silent for 12 s is Unknown."""
+    with cluster("e2e", nodes=2, node_grace=12) as running:
+        for target in images.TARGETS:
+            running.load(images.project(target))
+        yield install(running)
+
+
+@pytest.fixture
+def namespace(installed: Installed) -> Iterator[str]:
+    """A namespace that goes after the test."""
+    name = f"e2e-{uuid.uuid4().hex[:8]}"
+    installed.kubectl("create", "namespace", name)
+    installed.kubectl("wait", "--for=create", "serviceaccount/default", "-n", name, "--timeout=30s")
+    yield name
+    installed.kubectl("delete", "namespace", name, "--wait=false")

@@ -1,0 +1,140 @@
+"""The main job on a real cluster: the file that `make demo` runs, byte for byte, and every kill there is.
+
+The proof is that of the laptop: on raw results and final weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from e2e.cluster.installed import ROOT, Installed
+from proof import bases, repeated, violations
+from trialkeeper_operator.api import names
+
+EXAMPLES = ROOT / "examples"
+Object = dict[str, Any]
+
+UNSEEN = {("Lost", "PodGone"), ("Preempted", "Deleted")}
+# A node that goes takes every trial on it, not only the one that was looked at.
+WITH_THE_NODE = {("Preempted", "DeletionByTaintManager"), ("Preempted", "EvictionByEvictionAPI")}
+
+
+def undisturbed(trial: Object, folder: Path) -> Path:
+    """The same trainer with the same seed and parameters, started by hand and killed by nobody; its store."""
+    name = trial["metadata"]["name"]
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "TRIALKEEPER_ATTEMPT": "1",
+        "TRIALKEEPER_STORE": folder.as_uri(),
+        "TRIALKEEPER_PREFIX": name,
+        "TRIALKEEPER_SEED": str(trial["spec"]["seed"]),
+        "TRIALKEEPER_PARAMS": json.dumps(trial["spec"]["parameters"]),
+        "TRIALKEEPER_SETTINGS": '{"checkpoint": {"frequency": 1}}',
+        "TRIALKEEPER_SCRATCH": str(folder / "scratch" / name),
+        "TRIALKEEPER_TERMINATION_LOG": os.devnull,
+    }
+    subprocess.run([sys.executable, "digits.py"], cwd=EXAMPLES, env=env, check=True, timeout=120)
+    return folder / str(name)
+
+
+def ended(installed: Installed, namespace: str, trial: Object) -> Object:
+    """The history entry of the attempt that was open when `trial` was read, once it is closed."""
+    name, attempt = trial["metadata"]["name"], trial["status"]["attempt"]
+    closed = installed.until_trial(namespace, name, lambda s: s.get("closed", 0) >= attempt, f"attempt {attempt} ended")
+    entry: Object = next(h for h in closed["status"]["history"] if h["attempt"] == attempt)
+    return entry
+
+
+def go_on(installed: Installed, namespace: str, trial: Object) -> Object:
+    """The trial once its next attempt has a checkpoint of its own, or it is through."""
+    name, attempt = trial["metadata"]["name"], trial["status"]["attempt"]
+
+    def on(status: Object) -> bool:
+        newest = (status.get("checkpoint") or {}).get("attempt", 0)
+        return newest > attempt or status.get("phase") == "Succeeded"
+
+    return installed.until_trial(namespace, name, on, f"goes on after attempt {attempt}")
+
+
+@pytest.mark.timeout(600)
+def test_every_kill_costs_no_trial_and_changes_no_weight(installed: Installed, namespace: str, tmp_path: Path) -> None:
+    installed.kubectl("apply", "-n", namespace, "-f", str(EXAMPLES / "digits.yaml"))
+    expected: Counter[tuple[str, str]] = Counter()
+
+    def happened(trial: Object, class_: str, reason: str) -> None:
+        entry = ended(installed, namespace, trial)
+        assert (entry["class"], entry["reason"]) == (class_, reason), entry
+        expected[class_, reason] += 1
+        go_on(installed, namespace, trial)
+
+    trial = installed.running(namespace)
+    installed.kubectl("delete", "pod", "-n", namespace, trial["status"]["pod"]["name"], "--wait=false")
+    happened(trial, "Preempted", "Deleted")
+
+    # Not the leader's own node: the ending of a pod that goes while nobody looks is another case, below.
+    trial = installed.running(namespace, off=installed.leader()["spec"]["nodeName"])
+    node = installed.node_of(namespace, trial["status"]["pod"]["name"])
+    installed.kubectl("taint", "node", node, "test/spot=gone:NoExecute")
+    happened(trial, "Preempted", "DeletionByTaintManager")
+    installed.kubectl("taint", "node", node, "test/spot-")
+
+    trial = installed.running(namespace)
+    installed.kill_trainer(trial["status"]["pod"]["uid"])
+    happened(trial, "Infrastructure", "Killed")
+
+    # The pod goes while nobody looks: how it ended may never be known, but that it did not fail is.
+    trial = installed.running(namespace)
+    holder = installed.kill_operator()
+    installed.kubectl("delete", "pod", "-n", namespace, trial["status"]["pod"]["name"], "--wait=false")
+    entry = ended(installed, namespace, trial)
+    assert (entry["class"], entry["reason"]) in UNSEEN, entry
+    go_on(installed, namespace, trial)
+    assert installed.holder() != holder
+
+    trial = installed.running(namespace)
+    node = installed.node_of(namespace, trial["status"]["pod"]["name"])
+    installed.kubectl(
+        "drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--force", f"--pod-selector={names.LABEL_TRIAL}"
+    )
+    happened(trial, "Preempted", "EvictionByEvictionAPI")
+    installed.kubectl("uncordon", node)
+
+    experiment = installed.await_success(namespace, "digits")
+    assert experiment["status"]["counts"] == {"Succeeded": 8}
+    trials = installed.items("trials", namespace)
+    seen = Counter(
+        (h["class"], h["reason"]) for t in trials for h in t["status"]["history"] if h["class"] != "Succeeded"
+    )
+    assert seen >= expected
+    assert set(seen - expected) <= UNSEEN | WITH_THE_NODE
+    assert experiment["status"]["disruptions"] == seen.total()
+    assert experiment["status"].get("failures", 0) == 0
+    prove(installed, trials, experiment, tmp_path)
+
+
+def prove(installed: Installed, trials: list[Object], experiment: Object, folder: Path) -> None:
+    """Section by section what design means by lossless: continuity, repeated = lost, curve and weights equal."""
+    uid, namespace = experiment["metadata"]["uid"], experiment["metadata"]["namespace"]
+    store = installed.mirror(f"{namespace}/digits-{uid[:8]}", folder / "bucket")
+    wrong: dict[str, list[str]] = {}
+    for trial in trials:
+        prefix = store / f"{trial['spec']['index']:05d}"
+        told = {"attempts": [{"lostIterations": h.get("lostIterations", 0)} for h in trial["status"]["history"]]}
+        found = violations(prefix, told, undisturbed(trial, folder / "reference"))
+        if len(bases(prefix)) != trial["status"]["attempt"]:
+            found.append(f"{len(bases(prefix))} attempts in the store, {trial['status']['attempt']} in the status")
+        if found:
+            wrong[trial["metadata"]["name"]] = found
+    assert wrong == {}
+    total = sum(repeated(store / f"{t['spec']['index']:05d}") for t in trials)
+    assert experiment["status"]["lostWork"]["iterations"] == total
