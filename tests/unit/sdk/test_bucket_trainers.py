@@ -245,3 +245,20 @@ def test_a_trainer_on_a_directory_loads_nothing_of_a_bucket(place: BucketPlace) 
 def test_the_context_says_where_the_trial_is(place: BucketPlace) -> None:
     left = place.run("print(trialkeeper.get_context().store)")
     assert left.out == f"{place.url.partition('?')[0]}/t?{place.url.partition('?')[2]}\n"
+
+
+def test_a_trial_goes_on_where_another_one_ended_in_the_same_bucket(server: Fake, tmp_path: Path) -> None:
+    variables = {"TRIALKEEPER_PREFIX": "default/a-1/00000"}
+    donor = BucketPlace(tmp_path, url=server.url, keys={**KEYS, **variables})
+    donor.settings["checkpoint"] = {"frequency": 2}
+    assert donor.run(SAVING + KILLED_AT).code == -signal.SIGKILL
+    key = f"{variables['TRIALKEEPER_PREFIX']}/manifests/a000001-i000000000004.json"
+    variables = {"TRIALKEEPER_PREFIX": "default/b-2/00000", "TRIALKEEPER_BASE": key}
+    heir = BucketPlace(tmp_path / "heir", url=server.url, keys={**KEYS, **variables})
+    left = heir.run(SAVING + KILLED_AT.replace("== 1", "== 9"))
+    assert left.end == ("complete", ""), left.err
+    assert [row["training_iteration"] for row in heir.rows(1)] == [5, 6, 7, 8, 9]
+    assert left.last is not None
+    assert left.last.resumed is not None
+    assert (left.last.resumed.attempt, left.last.resumed.iteration) == (0, 4)
+    assert left.last.metrics["loss"].max == 1.0
