@@ -88,6 +88,7 @@ class Timeouts(Model):
 
     first_report_seconds: float = Field(default=0.0, ge=0, le=YEARS)
     progress_seconds: float = Field(default=0.0, ge=0, le=YEARS)
+    node_lost_seconds: float = Field(default=60.0, ge=0, le=YEARS)
     grace_seconds: StrictInt = Field(default=30, ge=1, le=3600)
 
 

@@ -13,6 +13,7 @@ EXPERIMENT = "Experiment"
 TRIAL = "Trial"
 POD = "Pod"
 CONFIG_MAP = "ConfigMap"
+NODE = "Node"
 
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGED_BY = "trialkeeper"

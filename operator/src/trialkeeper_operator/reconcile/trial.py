@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.trial import Trial, TrialStatus
@@ -13,7 +15,7 @@ from trialkeeper_operator.decide.trial import Action, ConfirmAbsence, CreatePod,
 from trialkeeper_operator.decide.waiting import QUOTA
 from trialkeeper_operator.reconcile import restore
 from trialkeeper_operator.reconcile.admitted import admitted
-from trialkeeper_operator.reconcile.ports import AlreadyExists, Conflict, Invalid, NotFound, QuotaExceeded
+from trialkeeper_operator.reconcile.ports import AlreadyExists, Conflict, Forbidden, Invalid, NotFound, QuotaExceeded
 from trialkeeper_operator.reconcile.world import Outcome, World
 from trialkeeper_operator.state.cache import Name, owner_uid
 
@@ -27,6 +29,9 @@ async def reconcile(world: World, name: Name) -> Outcome:
     view = _view(world, name)
     if view is None:
         return None
+    pod = decide.leaving(view) if world.site is not None else None
+    if pod is not None and await _silent(world, pod):
+        view = replace(view, silent=True)
     plan = decide.plan(view, world.now())
     if any(isinstance(action, ConfirmAbsence) for action in plan.actions):
         view = await _confirmed(world, name, view)
@@ -57,6 +62,21 @@ def _view(world: World, name: Name) -> View | None:
     pod = trial.status.pod
     last = world.cache.last_pod((trial.namespace, pod.name), pod.uid) if pod else None
     return View(experiment, trial, world.cache.pods_of(trial), report, heard, last, site=world.site)
+
+
+async def _silent(world: World, pod: Mapping[str, Any]) -> bool:
+    """Whether a pod's node is gone or has not been heard of; False where nodes may not be read."""
+    node = endings.node_of(pod)
+    if node is None:
+        return False
+    try:
+        found = await world.cluster.get(names.NODE, "", node)
+    except Forbidden:
+        return False
+    if found is None:
+        return True
+    conditions = (found.get("status") or {}).get("conditions") or ()
+    return any(c.get("type") == "Ready" and c.get("status") == "Unknown" for c in conditions)
 
 
 async def _confirmed(world: World, name: Name, view: View) -> View | None:
