@@ -36,3 +36,5 @@ def set_up(level: str) -> None:
     root.setLevel(level.upper())
     for quiet in ("kopf", "aiohttp", "asyncio", "urllib3"):
         logging.getLogger(quiet).setLevel(logging.WARNING)
+    # That it does not listen to signals in its thread is meant; it warns of that at each start.
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)

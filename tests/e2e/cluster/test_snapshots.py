@@ -1,0 +1,48 @@
+"""The snapshot outlives its experiment, and a new one goes on where that ended."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from e2e.cluster.installed import Installed
+from e2e.cluster.test_main_job import longer
+from testbed.wait import until
+
+Object = dict[str, Any]
+
+
+@pytest.mark.timeout(300)
+def test_a_new_experiment_goes_on_from_the_snapshot_of_a_deleted_one(installed: Installed, namespace: str) -> None:
+    installed.apply(namespace, longer(trials=3, epochs=60))
+    installed.until_trial(namespace, "digits-0", lambda s: s.get("phase") == "Succeeded", "is through", seconds=150)
+    before = {t["metadata"]["name"]: t for t in installed.items("trials", namespace)}
+    open_trials = [n for n, t in before.items() if t["status"]["phase"] != "Succeeded"]
+    installed.kubectl("delete", "exp", "digits", "-n", namespace)
+    until("no trial is left", lambda: not installed.items("trials", namespace))
+
+    again = longer(trials=3, epochs=60)
+    again["spec"]["restoreFrom"] = {"configMap": "digits-snapshot"}
+    installed.apply(namespace, again)
+    experiment = installed.await_success(namespace, "digits")
+    assert experiment["status"]["counts"] == {"Succeeded": 3}
+    after = {t["metadata"]["name"]: t for t in installed.items("trials", namespace)}
+    assert after["digits-0"]["status"]["attempt"] == 0, "what was through is not run again"
+    assert after["digits-0"]["status"]["metrics"] == before["digits-0"]["status"]["metrics"]
+    for name in before:
+        assert after[name]["spec"]["parameters"] == before[name]["spec"]["parameters"]
+    # One that had a checkpoint goes on from it, out of a prefix of its own.
+    for name in open_trials:
+        if (before[name]["status"].get("checkpoint") or {}).get("iteration", 0) > 0:
+            first = after[name]["status"]["history"][0]
+            assert first["fromIteration"] > 0, json.dumps(after[name]["status"])
+
+
+@pytest.mark.timeout(200)
+def test_a_restricted_namespace_gets_pods_that_it_admits(installed: Installed, namespace: str) -> None:
+    installed.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+    installed.apply(namespace, longer(trials=1, epochs=4))
+    experiment = installed.await_success(namespace, "digits")
+    assert experiment["status"]["counts"] == {"Succeeded": 1}
