@@ -160,10 +160,11 @@ class Wire:
                 answer = self._once(method, key, query or {}, body, headers or {}, patience, sink)
             except BrokenOff as broken:
                 failure = Refused(f"{self.bucket} breaks off in the middle of {key or 'its list'}: {broken}")
-            except TlsError as error:
-                raise Denied(f"{self.bucket} {_words(error)}") from None
             except HTTPError as error:
-                failure = Unreachable(f"{self.bucket} {_words(error)}")
+                words = f"{self.bucket} {_words(error)}"
+                if _distrust(error):
+                    raise Denied(words) from None
+                failure = Unreachable(words)
             else:
                 self._silent_until = 0.0
                 code = code_of(answer.body) if answer.status >= 300 else ""
@@ -180,15 +181,17 @@ class Wire:
             if short or tries == TRIES or time.monotonic() + pause >= end:
                 break
             time.sleep(pause)
-        if isinstance(failure, Unreachable):
+        if isinstance(failure, Unreachable) and not short:
+            # A short try proves nothing against a store that is only slow: when its time is over, a long one comes.
             self._silent_until = time.monotonic() + SILENT
         raise failure
 
     def _refusal(self, status: int, code: str) -> OSError:
         hint = _HINTS.get(code, "")
         sentence = f"{self.bucket} answers with {code or 'no S3 code'} (HTTP {status})" + (hint and f": {hint}")
-        # A status that may change by itself says something about one object; any other about our access to all.
-        return Refused(sentence) if status in _AGAIN or status == 409 else Denied(sentence)
+        # These may change by themselves or be about one object; any other is about our access to all of them.
+        one = status in _AGAIN or status == 409 or code == "NoSuchKey"
+        return Refused(sentence) if one else Denied(sentence)
 
     def _once(
         self,
@@ -256,6 +259,12 @@ def _quoted(text: str) -> str:
     return quote(text, safe="~")
 
 
+def _distrust(error: HTTPError) -> str:
+    """Why a certificate is not trusted, empty if that is not what went wrong."""
+    cause = error.args[0] if isinstance(error, TlsError) and error.args else None
+    return str(getattr(cause, "verify_message", ""))
+
+
 def _words(error: HTTPError) -> str:
     """What went wrong, without the library's words: they may hold what was signed."""
     if isinstance(error, NameResolutionError):
@@ -267,6 +276,5 @@ def _words(error: HTTPError) -> str:
     if isinstance(error, ReadTimeoutError):
         return "does not answer in time"
     if isinstance(error, TlsError):
-        why = getattr(error.args[0] if error.args else None, "verify_message", "") or "TLS fails"
-        return f"cannot be trusted: {why}"
+        return f"cannot be trusted: {_distrust(error)}" if _distrust(error) else "breaks off TLS"
     return "breaks off the connection"
