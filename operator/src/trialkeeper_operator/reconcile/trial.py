@@ -12,7 +12,14 @@ from trialkeeper_operator.decide.endings import Ending
 from trialkeeper_operator.decide.trial import Action, ConfirmAbsence, CreatePod, DeletePod, Plan, View
 from trialkeeper_operator.decide.waiting import QUOTA
 from trialkeeper_operator.reconcile.admitted import admitted
-from trialkeeper_operator.reconcile.ports import AlreadyExists, Conflict, Invalid, NotFound, QuotaExceeded
+from trialkeeper_operator.reconcile.ports import (
+    AlreadyExists,
+    ClusterError,
+    Conflict,
+    Invalid,
+    NotFound,
+    QuotaExceeded,
+)
 from trialkeeper_operator.reconcile.world import Outcome, World
 from trialkeeper_operator.state.cache import Name, owner_uid
 
@@ -136,9 +143,16 @@ async def _refused(world: World, name: Name, view: View, sentence: str) -> None:
 
 
 async def _delete(world: World, namespace: str, action: DeletePod) -> None:
+    """Ask once: what the API server has granted need not be asked again until the watch tells of it."""
+    if action.uid in world.deleted:
+        return
+    world.deleted.add(action.uid)
     try:
         await world.cluster.delete(names.POD, namespace, action.name, uid=action.uid, grace_seconds=action.grace)
-    except (NotFound, Conflict):
+    except ClusterError as refusal:
+        world.deleted.discard(action.uid)
+        if not isinstance(refusal, (NotFound, Conflict)):
+            raise
         known = world.cache.raw(names.POD, (namespace, action.name))
         if known is not None and known["metadata"]["uid"] == action.uid:
             world.vanished(names.POD, dict(known))
