@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trialkeeper_operator.api import names
-from trialkeeper_operator.api.experiment import Experiment
+from trialkeeper_operator.api.experiment import Experiment, ExperimentStatus
 from trialkeeper_operator.api.trial import Trial
 from trialkeeper_operator.api.validate import InvalidObject
 from trialkeeper_operator.decide import experiment as decide
@@ -19,7 +19,12 @@ from trialkeeper_operator.state.cache import Name, owner_uid
 
 REFUSED = 60.0  # seconds until refused pods are tried again: a service account may come, a policy may change
 REHEARSAL = "00000000-0000-0000-0000-000000000000"  # the uid of a Trial that is not made
+COUNTING = 1.0  # seconds between two writes of a status in which only counts differ, at least
 NAME_TAKEN = 30.0  # seconds until a trial's name that somebody else has is tried again
+
+_COUNTS = frozenset(
+    {"trials", "active", "finished", "counts", "best", "disruptions", "failures", "lost_work", "goodput"}
+)
 
 
 async def reconcile(world: World, name: Name) -> Outcome:
@@ -58,12 +63,16 @@ async def reconcile(world: World, name: Name) -> Outcome:
             await _list_trials(world, experiment)
             world.snapshots[experiment.uid] = behind.kept
         return 0.0
-    if plan.status != experiment.status:
+    left = _until_counted(world, experiment, plan.status)
+    if left > 0:
+        wait = left if wait is None else min(wait, left)
+    elif plan.status != experiment.status:
         try:
             await world.put_status(raw, status)
         except Conflict:
             await world.look(names.EXPERIMENT, name)
             return 0.0
+        world.counted[experiment.uid] = world.now()
     first = plan.status.trials
     for index in range(first, first + plan.create):
         if not await _create(world, experiment, index):
@@ -88,6 +97,14 @@ async def _list_trials(world: World, experiment: Experiment) -> None:
     labels = {names.LABEL_EXPERIMENT: experiment.name}
     async for trial in world.cluster.list(names.TRIAL, experiment.namespace, labels):
         world.seen(names.TRIAL, trial)
+
+
+def _until_counted(world: World, experiment: Experiment, new: ExperimentStatus) -> float:
+    """Seconds for which a status waits that says nothing new but counts: they change all the time."""
+    old = experiment.status
+    if new == old or old.model_copy(update={field: getattr(new, field) for field in _COUNTS}) != new:
+        return 0.0
+    return world.counted.get(experiment.uid, 0.0) + COUNTING - world.now()
 
 
 def _planned(world: World, experiment: Experiment) -> decide.Plan:

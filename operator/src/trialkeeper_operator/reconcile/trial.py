@@ -15,7 +15,15 @@ from trialkeeper_operator.decide.trial import Action, ConfirmAbsence, CreatePod,
 from trialkeeper_operator.decide.waiting import QUOTA
 from trialkeeper_operator.reconcile import restore
 from trialkeeper_operator.reconcile.admitted import admitted
-from trialkeeper_operator.reconcile.ports import AlreadyExists, Conflict, Forbidden, Invalid, NotFound, QuotaExceeded
+from trialkeeper_operator.reconcile.ports import (
+    AlreadyExists,
+    ClusterError,
+    Conflict,
+    Forbidden,
+    Invalid,
+    NotFound,
+    QuotaExceeded,
+)
 from trialkeeper_operator.reconcile.world import Outcome, World
 from trialkeeper_operator.state.cache import Name, owner_uid
 
@@ -159,13 +167,29 @@ async def _refused(world: World, name: Name, view: View, sentence: str) -> None:
 
 
 async def _delete(world: World, trial: Trial, action: DeletePod) -> None:
+    """Ask once: what the API server has granted need not be asked again until the watch tells of it."""
+    if action.uid in world.deleted:
+        return
+    world.deleted.add(action.uid)
     try:
         await world.cluster.delete(names.POD, trial.namespace, action.name, uid=action.uid, grace_seconds=action.grace)
-    except NotFound:
+    except ClusterError as refusal:
+        world.deleted.discard(action.uid)
+        await _not_deleted(world, trial, action, refusal)
+
+
+async def _not_deleted(world: World, trial: Trial, action: DeletePod, refusal: ClusterError) -> None:
+    """Take in why a pod could not be deleted: it is gone, or another has its name.
+
+    :raises ClusterError: if it is for another reason.
+    """
+    if isinstance(refusal, NotFound):
         known = world.cache.raw(names.POD, (trial.namespace, action.name))
         if known is not None and known["metadata"]["uid"] == action.uid:
             world.vanished(names.POD, dict(known))
-    except Conflict:
+    elif isinstance(refusal, Conflict):
         # Another pod of this name, as a rule; only a look tells, and what is gone by the cache never comes back.
         await world.look(names.POD, (trial.namespace, action.name))
         world.queue.add((names.TRIAL, (trial.namespace, trial.name)))
+    else:
+        raise refusal

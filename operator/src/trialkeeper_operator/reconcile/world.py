@@ -64,9 +64,11 @@ class World:
     site: Site | None = None  # the cluster that pods are for; None: this machine
     observer: Observer = field(default_factory=Nobody)
     hardened: set[str] = field(default_factory=set)  # uids of experiments whose namespace asks for restricted pods
+    deleted: set[str] = field(default_factory=set)  # uids of pods whose deletion is granted, and not told yet
     cache: Cache = field(default_factory=Cache)
     reports: dict[Name, tuple[Message, float]] = field(default_factory=dict)
     live_writes: dict[Name, float] = field(default_factory=dict)
+    counted: dict[str, float] = field(default_factory=dict)  # by experiment uid: when its status was stored last
     accepted: dict[str, int] = field(default_factory=dict)  # generation by experiment uid, of what keeps the rules
     snapshots: dict[str, Kept] = field(default_factory=dict)  # by experiment uid
     searches: dict[str, Any] = field(default_factory=dict)  # by experiment uid: what the search keeps, a cache only
@@ -118,12 +120,14 @@ class World:
 
     def _forget(self, kind: str, obj: Object | Mapping[str, Any]) -> None:
         """What was kept of an object that is gone."""
-        if kind == names.TRIAL:
+        if kind == names.POD:
+            self.deleted.discard(obj["metadata"]["uid"])
+        elif kind == names.TRIAL:
             self.reports.pop(name_of(obj), None)
             self.live_writes.pop(name_of(obj), None)
         elif kind == names.EXPERIMENT:
             self.hardened.discard(obj["metadata"]["uid"])
-            for kept in (self.searches, self.snapshots, self.accepted, self._signatures):
+            for kept in (self.searches, self.snapshots, self.accepted, self.counted, self._signatures):
                 kept.pop(obj["metadata"]["uid"], None)
 
     async def look(self, kind: str, name: Name) -> Object | None:
