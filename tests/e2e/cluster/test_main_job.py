@@ -25,8 +25,12 @@ EXAMPLES = ROOT / "examples"
 Object = dict[str, Any]
 
 UNSEEN = {("Lost", "PodGone"), ("Preempted", "Deleted")}
-# A node that goes takes every trial on it, not only the one that was looked at.
-WITH_THE_NODE = {("Preempted", "DeletionByTaintManager"), ("Preempted", "EvictionByEvictionAPI")}
+# A node that goes takes every trial on it, not only the one that was looked at; and, it may be, the store.
+WITH_THE_NODE = {
+    ("Preempted", "DeletionByTaintManager"),
+    ("Preempted", "EvictionByEvictionAPI"),
+    ("Infrastructure", "StoreUnreachable"),
+}
 
 
 TRIALS, EPOCHS = 4, 100  # few and long, so that a kill does not come after the end
