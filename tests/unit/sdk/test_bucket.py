@@ -17,7 +17,8 @@ from fake_s3 import BUCKET, Fake, Fault, Request, fake_s3
 from minio_server import KEYS
 from stores import environment_of, opened
 from trialkeeper.store import AlreadyThere, Missing, Unreachable, keys, s3, wire
-from trialkeeper.store.opening import bucket_of, open_store
+from trialkeeper.store.address import bucket_of
+from trialkeeper.store.opening import open_store
 from trialkeeper.store.s3 import S3Store
 
 WHERE = rf"the bucket {BUCKET} at http://127.0.0.1:\d+ "

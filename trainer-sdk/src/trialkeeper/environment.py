@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trialkeeper import contract
-from trialkeeper.store.opening import check, path_of
+from trialkeeper.store.address import check, path_of
 
 PLAIN_STORE = "trialkeeper-store"
 ENV_PLAIN = "TRIALKEEPER_PLAIN"  # set by a plain run for its workers: attempt:folder

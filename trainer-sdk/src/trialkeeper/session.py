@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from trialkeeper import contract, environment
 from trialkeeper.contract import Message
-from trialkeeper.store.opening import path_of
+from trialkeeper.store.address import path_of
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -19,7 +19,7 @@ from minio.credentials.providers import IamAwsProvider
 from trialkeeper import contract
 from trialkeeper.service import Service
 from trialkeeper.store import Denied, Unreachable
-from trialkeeper.store.opening import Bucket
+from trialkeeper.store.address import Bucket
 
 if TYPE_CHECKING:
     from trialkeeper.environment import Environment

@@ -30,7 +30,7 @@ from urllib3.exceptions import SSLError as TlsError
 from trialkeeper import trust
 from trialkeeper.service import retry_after
 from trialkeeper.store import Denied, Unreachable
-from trialkeeper.store.opening import Bucket
+from trialkeeper.store.address import Bucket
 
 if TYPE_CHECKING:
     from trialkeeper.store.keys import Keys
