@@ -28,6 +28,7 @@ from trialkeeper_operator.reconcile.world import Outcome, World
 from trialkeeper_operator.state.cache import Name, owner_uid
 
 _LIVE = frozenset({"iteration", "trained_seconds", "metrics", "save_interval"})
+CHECKPOINTS = 2.0  # seconds between two writes of a trial's newest checkpoint, at least
 NAME_TAKEN = 30.0  # seconds until a pod's name that somebody else has is tried again
 NO_ROOM = 15.0  # seconds until a pod that the quota has refused is tried again
 
@@ -99,13 +100,12 @@ async def _confirmed(world: World, name: Name, view: View) -> View | None:
 
 
 async def _store(world: World, name: Name, trial: Trial, plan: Plan) -> Outcome:
-    """Write the status, unless only live values differ and the last write of those is too young."""
+    """Write the status, unless only what changes all the time differs and the last write is too young."""
     if plan.status is None:
         return None
-    if _only_live(trial.status, plan.status):
-        left = world.live_writes.get(name, 0.0) + world.status_interval - world.now()
-        if left > 0:
-            return left
+    left = world.live_writes.get(name, 0.0) + _patience(world, trial.status, plan.status) - world.now()
+    if left > 0:
+        return left
     world.live_writes[name] = world.now()
     raw = world.cache.raw(names.TRIAL, name)
     if raw is None or raw["metadata"].get("resourceVersion") != trial.resource_version:
@@ -116,8 +116,13 @@ async def _store(world: World, name: Name, trial: Trial, plan: Plan) -> Outcome:
     return None
 
 
-def _only_live(old: TrialStatus, new: TrialStatus) -> bool:
-    return old.model_copy(update={field: getattr(new, field) for field in _LIVE}) == new
+def _patience(world: World, old: TrialStatus, new: TrialStatus) -> float:
+    """Seconds between two writes of what differs: the store has it all, so a trainer's pace is not the API server's."""
+    if old.model_copy(update={field: getattr(new, field) for field in _LIVE}) == new:
+        return world.status_interval
+    if old.model_copy(update={field: getattr(new, field) for field in (*_LIVE, "checkpoint")}) == new:
+        return min(world.status_interval, CHECKPOINTS)
+    return 0.0
 
 
 async def _act(world: World, view: View, action: Action) -> None:
