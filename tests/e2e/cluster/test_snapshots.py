@@ -11,14 +11,23 @@ from e2e.cluster.installed import Installed
 from e2e.cluster.test_main_job import longer
 from testbed.wait import until
 from trialkeeper_operator.decide.restore import TAKEN_OVER
+from trialkeeper_operator.state.snapshot import data_of, decode
 
 Object = dict[str, Any]
+
+
+def phases(installed: Installed, namespace: str) -> list[str]:
+    """Where the trials stand, by the snapshot."""
+    _, rows = decode(data_of(installed.get("configmap/digits-snapshot", namespace)))
+    return [row["status"].get("phase", "") for row in rows]
 
 
 @pytest.mark.timeout(300)
 def test_a_new_experiment_goes_on_from_the_snapshot_of_a_deleted_one(installed: Installed, namespace: str) -> None:
     installed.apply(namespace, longer(trials=3, epochs=60))
     installed.until_trial(namespace, "digits-0", lambda s: s.get("phase") == "Succeeded", "is through", seconds=150)
+    # A snapshot is written every ten seconds; this one shall know of the success.
+    until("the snapshot to know of it", lambda: "Succeeded" in phases(installed, namespace), seconds=60)
     before = {t["metadata"]["name"]: t for t in installed.items("trials", namespace)}
     open_trials = [n for n, t in before.items() if t["status"]["phase"] != "Succeeded"]
     installed.kubectl("delete", "exp", "digits", "-n", namespace)
