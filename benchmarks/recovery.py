@@ -24,6 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from cluster.bench import source
 from e2e.cluster.installed import Installed, install
 from testbed import cluster, images
 from trialkeeper_operator.api.times import seconds
@@ -81,7 +82,7 @@ def main() -> int:
 
 async def _measure(installed: Installed, kills: int) -> list[tuple[float, ...]]:
     kube = await connect(str(installed.cluster.kubeconfig))
-    watch = Watch(KopfSource([NAMESPACE]))
+    watch = Watch(await source(str(installed.cluster.kubeconfig), [NAMESPACE]))
     rows = []
     try:
         for attempt in range(1, kills + 1):

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 
+import kopf
+
 from contract.bench import Bench
-from trialkeeper_operator.cluster.access import connect
+from trialkeeper_operator.cluster.access import configuration, connect
 from trialkeeper_operator.cluster.paths import path
 from trialkeeper_operator.serve.handlers import KopfSource
+
+
+async def source(kubeconfig: str, namespaces: Collection[str]) -> KopfSource:
+    """kopf's watches of the cluster that a kubeconfig file names."""
+    found = await configuration(kubeconfig)
+
+    def login() -> kopf.ConnectionInfo:
+        return kopf.ConnectionInfo(
+            server=found.host,
+            ca_path=found.ssl_ca_cert,
+            certificate_path=found.cert_file,
+            private_key_path=found.key_file,
+        )
+
+    return KopfSource(namespaces, login=login)
 
 
 @asynccontextmanager
@@ -30,6 +47,6 @@ async def kube(kubeconfig: str) -> AsyncIterator[Bench]:
         return await cluster.call("POST", path("Pod", where, name, "binding"), binding)
 
     try:
-        yield Bench(cluster, KopfSource([namespace]), bind, namespace)
+        yield Bench(cluster, await source(kubeconfig, [namespace]), bind, namespace)
     finally:
         await cluster.close()

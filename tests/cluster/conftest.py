@@ -13,6 +13,7 @@ from cluster.bench import kube
 from cluster.plane import Plane
 from contract.bench import PATIENCE, Story, Tell
 from testbed import Cluster, cluster, images
+from testbed.wait import until
 
 CRDS = Path(__file__).parents[2] / "crds"
 
@@ -57,6 +58,19 @@ def fakes() -> Iterator[Cluster]:
     with cluster("suite", nodes=0, kwok=4) as running:
         running.kubectl("apply", "-f", str(CRDS))
         running.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
+        api = running.control.api()
+
+        def served() -> bool:
+            """A kind that is established may still be answered by 429 for a moment."""
+            try:
+                return [api.items(f"/apis/trialkeeper.dev/v1alpha1/{kind}") for kind in ("experiments", "trials")] == [
+                    [],
+                    [],
+                ]
+            except OSError:
+                return False
+
+        until("our kinds to be served", served, seconds=30)
         yield running
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,11 +94,11 @@ def replica(
     watched: Sequence[str] = (),
     *,
     kubeconfig: Path | None = None,
-    **settings: Any,
+    settings: Mapping[str, Any] | None = None,
 ) -> Iterator[Replica]:
     """A replica whose own namespace is `namespace`, until the block is left; `settings` go into its file."""
     config, log = folder / f"{name}.yaml", folder / f"{name}.log"
-    config.write_text(json.dumps({"watchNamespaces": list(watched), "logLevel": "info", **settings}))
+    config.write_text(json.dumps({"watchNamespaces": list(watched), "logLevel": "info", **(settings or {})}))
     ports = free_port(), free_port()
     options = ["--config", str(config), "--http-port", str(ports[0]), "--report-port", str(ports[1])]
     place = {"POD_NAME": name, "POD_NAMESPACE": namespace, "KUBECONFIG": str(kubeconfig or cluster.kubeconfig)}

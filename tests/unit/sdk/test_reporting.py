@@ -389,6 +389,10 @@ def test_a_message_never_exceeds_its_limit_and_survives() -> None:
         '{"v":1}',
         complete + '"attempt":-1}',
         complete + '"iteration":1e9}',
+        complete + '"time":1e300}',
+        complete + '"firstReport":1e12}',
+        complete + '"saveInterval":-1}',
+        complete + '"checkpoint":{"attempt":1,"iteration":1,"key":"k","time":-1}}',
         complete + '"metrics":{"a":{"last":NaN,"min":0,"max":0}}}',
         json.dumps([[]] * 2000),
     ):

@@ -85,6 +85,7 @@ REASON_STALE_ATTEMPT = "StaleAttempt"
 MESSAGE_LIMIT = 3072  # bytes; the kubelet cuts a termination message at 4,096
 KEY_LIMIT = 256  # characters
 ERROR_LIMIT = 1024  # bytes of an exception's text
+TIME_LIMIT = 1e11  # seconds: a time or a duration beyond it is none, and no calendar has it
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,13 @@ def _number(value: Any) -> float:
     return float(value)
 
 
+def _seconds(value: Any) -> float:
+    number = _number(value)
+    if not 0 <= number <= TIME_LIMIT:
+        raise ValueError(value)
+    return number
+
+
 def _count(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**53:
         raise ValueError(value)
@@ -213,18 +221,18 @@ def _message(value: dict[str, Any]) -> Message:
         podUid=_string(value.get("podUid", ""), 64),
         reason=_string(value.get("reason", ""), 64),
         text=_string(value.get("text", ""), ERROR_LIMIT),
-        time=_number(value.get("time", 0)),
-        started=_number(value.get("started", 0)),
-        firstReport=_number(value.get("firstReport", 0)),
+        time=_seconds(value.get("time", 0)),
+        started=_seconds(value.get("started", 0)),
+        firstReport=_seconds(value.get("firstReport", 0)),
         iteration=_count(value.get("iteration", 0)),
-        trainedSeconds=_number(value.get("trainedSeconds", 0)),
-        saveInterval=_number(value.get("saveInterval", 0)),
+        trainedSeconds=_seconds(value.get("trainedSeconds", 0)),
+        saveInterval=_seconds(value.get("saveInterval", 0)),
         resumed=None
         if resumed is None
         else Resumed(
             attempt=_count(resumed["attempt"]),
             iteration=_count(resumed["iteration"]),
-            time=_number(resumed["time"]),
+            time=_seconds(resumed["time"]),
             lostIterations=_count(resumed["lostIterations"]),
             lostBefore=_count(resumed.get("lostBefore", 0)),
         ),
@@ -234,7 +242,7 @@ def _message(value: dict[str, Any]) -> Message:
             attempt=_count(checkpoint["attempt"]),
             iteration=_count(checkpoint["iteration"]),
             key=_string(checkpoint["key"], KEY_LIMIT),
-            time=_number(checkpoint["time"]),
+            time=_seconds(checkpoint["time"]),
         ),
         metrics={
             _string(name, 256): MetricSummary(_number(m["last"]), _number(m["min"]), _number(m["max"]))

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from trialkeeper_operator.serve import logs
-from trialkeeper_operator.serve.replica import HTTP_PORT, REPORT_PORT, Place, again, run
+from trialkeeper_operator.serve.replica import HTTP_PORT, REPORT_PORT, Place, again, renewable, run
 from trialkeeper_operator.serve.settings import BadSettings, Settings, read
 
 log = logging.getLogger("trialkeeper_operator.serve")
@@ -31,8 +31,11 @@ def main(config: Path | None, http_port: int, report_port: int) -> None:
     logs.set_up(settings.log_level)
     try:
         asyncio.run(run(settings, Place.of_environment(), http_port=http_port, report_port=report_port))
-    except Exception:
-        log.exception("beginning anew")
+    except Exception as error:
+        if not renewable(error):
+            log.exception("stopped")  # the kubelet starts it again, later each time, and people see that it does
+            sys.exit(1)
+        log.warning("beginning anew: %s", error)
         again()
 
 

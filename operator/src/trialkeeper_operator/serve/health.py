@@ -11,6 +11,8 @@ from aiohttp import web
 from trialkeeper_operator.serve.metrics import Metrics
 
 LOOP_LIMIT = 30.0  # seconds that the event loop may be silent
+LINGER = 1.0  # seconds that the rest of a refused body is read and forgotten, so that the refusal can be heard
+IDLE_LIMIT = 60.0  # seconds after which a connection is closed that brings no whole request
 
 
 class Health:
@@ -51,7 +53,9 @@ class Health:
 
 async def listen(app: web.Application, port: int, **how: object) -> web.AppRunner:
     """Serve an application on all of the pod's addresses; `how` goes to the site (ssl_context)."""
-    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+    runner = web.AppRunner(
+        app, access_log=None, handle_signals=False, keepalive_timeout=IDLE_LIMIT, lingering_time=LINGER
+    )
     await runner.setup()
     await web.TCPSite(runner, None, port, **how).start()  # type: ignore[arg-type]
     return runner

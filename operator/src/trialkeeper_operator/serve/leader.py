@@ -80,15 +80,23 @@ class Elector:
 
     async def release(self) -> None:
         """Let the next replica have it at once."""
-        if self._held is None:
-            return
         held, self._held = self._held, None
-        spec = {**held["spec"], "holderIdentity": "", "leaseDurationSeconds": 1}
+        if held is None:
+            return
         try:
             async with asyncio.timeout(3):
-                await self._kube.put({**held, "spec": spec})
+                try:
+                    await self._give_back(held)
+                except Conflict:
+                    # A renewal was under way when we were stopped: it has arrived, and we never heard of it.
+                    found = await self._kube.get("Lease", self._namespace, self._name)
+                    if found is not None and (found.get("spec") or {}).get("holderIdentity") == self.identity:
+                        await self._give_back(found)
         except (ClusterError, TimeoutError) as error:
             log.warning("the Lease could not be released: %s", error)
+
+    async def _give_back(self, held: Object) -> None:
+        await self._kube.put({**held, "spec": {**held["spec"], "holderIdentity": "", "leaseDurationSeconds": 1}})
 
     async def _try(self) -> bool:
         """One attempt to claim or to renew; True if the claim is ours now."""

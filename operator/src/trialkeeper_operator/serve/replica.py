@@ -26,9 +26,9 @@ from trialkeeper_operator.reconcile.loop import Operator
 from trialkeeper_operator.reconcile.ports import ClusterError, Object
 from trialkeeper_operator.serve.claims import Claims
 from trialkeeper_operator.serve.credentials import Credentials, NoKeys, ensure_bucket
-from trialkeeper_operator.serve.handlers import KopfSource
+from trialkeeper_operator.serve.handlers import KopfSource, WatchEnded
 from trialkeeper_operator.serve.health import Health, listen
-from trialkeeper_operator.serve.leader import Elector
+from trialkeeper_operator.serve.leader import Elector, LeaseLost
 from trialkeeper_operator.serve.metrics import Metrics
 from trialkeeper_operator.serve.reports import Reports
 from trialkeeper_operator.serve.settings import ReportSettings, Settings
@@ -75,7 +75,7 @@ def site(settings: Settings) -> Site:
 async def run(settings: Settings, place: Place, *, http_port: int = HTTP_PORT, report_port: int = REPORT_PORT) -> None:
     """Serve until SIGTERM or SIGINT.
 
-    :raises LeaseLost: when the Lease is lost; the caller starts the process anew.
+    :raises LeaseLost: when the Lease is lost, as WatchEnded when the watch is; the caller starts the process anew.
     """
     metrics = Metrics()
     health = Health(metrics)
@@ -99,10 +99,12 @@ async def run(settings: Settings, place: Place, *, http_port: int = HTTP_PORT, r
             if not task.done():
                 task.cancel()
         await asyncio.wait({main, beat, stop})
-        if not main.cancelled() and (error := main.exception()) is not None:
+        error = None if main.cancelled() else main.exception()
+        if error is None or not renewable(error):
+            # Only now that nothing of ours is in flight may the next replica begin.
+            await elector.release()
+        if error is not None:
             raise error
-        # Only now that nothing of ours is in flight may the next replica begin.
-        await elector.release()
         log.info("stopped")
 
 
@@ -211,6 +213,13 @@ class Replica:
     async def _set_label(self, pod: str, leader: str | None) -> None:
         change: Object = {"metadata": {"labels": {LABEL_LEADER: leader}}}
         await self.kube.patch(names.POD, self.place.namespace, pod, change)
+
+
+def renewable(error: BaseException) -> bool:
+    """Whether a fresh process can do what this one cannot any more; else somebody has to mend something."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(renewable(inner) for inner in error.exceptions)
+    return isinstance(error, (LeaseLost, WatchEnded))
 
 
 def again() -> None:

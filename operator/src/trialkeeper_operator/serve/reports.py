@@ -7,6 +7,7 @@ are read, and whatever is refused is logged once in a while and not once a reque
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
@@ -31,6 +32,7 @@ from trialkeeper_operator.state.cache import owner_uid
 log = logging.getLogger(__name__)
 
 BODY_LIMIT = 4 * contract.MESSAGE_LIMIT  # bytes
+BODY_SECONDS = 5.0  # until a body must be here
 LOG_AGAIN = 600.0  # seconds until the same refusal of the same sender is logged again
 _REMEMBERED = 1024
 
@@ -83,10 +85,11 @@ class Reports:
             self._say(Refused(503, str(unavailable)), request)
             response = web.json_response({"error": "not available now"}, status=503, headers={"Retry-After": "10"})
         except web.HTTPException as other:
+            self._say(Refused(other.status, other.reason), request)
             response = web.json_response({"error": other.reason}, status=other.status)
         self._counted(request.path if is_ours(request.path) else "other", response.status)
         if response.status >= 400:
-            response.force_close()  # what is left of a body that was not read is not read either
+            response.force_close()  # whoever is refused gets no second request on this connection
         return response
 
     def _say(self, refusal: Refused, request: web.Request) -> None:
@@ -132,7 +135,11 @@ class Reports:
             raise Refused(413, "the report is too large")
         known = await self._known(request)
         who = f"{known.sender.namespace}/{known.sender.pod}"
-        message = Message.decode(await request.read())
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                message = Message.decode(await request.read())
+        except TimeoutError:
+            raise Refused(408, "the report does not arrive", who) from None
         if message is None:
             raise Refused(400, "the report is not one", who)
         if message.attempt != known.trial.status.attempt or message.podUid not in ("", known.sender.uid):

@@ -22,6 +22,8 @@ _ALGORITHMS = ["RS256", "RS384", "RS512", "ES256", "ES384", "ES512"]
 TOKEN_LIMIT = 8192  # characters
 _KEEP = 4096  # tokens whose verdict is remembered
 _REVIEWED = 60.0  # seconds that a TokenReview's answer holds
+# What a forged token can make of a parser: a header may be deep, its algorithm that of another kind of key.
+_WRONG = (jwt.PyJWTError, ValueError, TypeError, AttributeError, RecursionError)
 _REFRESH = 10.0  # seconds between two readings of the keys
 
 
@@ -69,7 +71,7 @@ class Tokens:
     async def _verified(self, token: str) -> tuple[Sender, float]:
         try:
             header = jwt.get_unverified_header(token)
-        except jwt.InvalidTokenError:
+        except _WRONG:
             raise NotAuthentic("the bearer token is no JWT") from None
         key = await self._key(str(header.get("kid")))
         if self._closed:
@@ -85,9 +87,9 @@ class Tokens:
                 issuer=self._issuer,
                 options={"require": ["exp", "aud", "iss"]},
             )
-        except jwt.InvalidTokenError as wrong:
+            return _pod(claims.get("kubernetes.io")), float(claims["exp"])
+        except _WRONG as wrong:
             raise NotAuthentic(f"the token is refused: {wrong}") from None
-        return _pod(claims.get("kubernetes.io")), float(claims["exp"])
 
     async def _key(self, kid: str) -> jwt.PyJWK | None:
         now = self._clock()
