@@ -91,6 +91,11 @@ GOOD: dict[str, Changes] = {
     "onNonFinite Continue": {"spec.onNonFinite": "Continue"},
     "a failure policy": {"spec.failurePolicy": {"maxFailures": 0, "maxFailedTrials": 0, "backoffSeconds": 0}},
     "watchdogs": {"spec.timeouts": {"firstReportSeconds": 60, "progressSeconds": 600, "graceSeconds": 110}},
+    "a bucket of one's own": {
+        "spec.storage": {"s3": {"bucket": "team-a", "endpoint": "https://s3.local:9000", "secretName": "keys"}}
+    },
+    "a bucket by workload identity": {"spec.storage": {"s3": {"bucket": "team-a", "region": "eu-central-1"}}},
+    "a volume of one's own": {"spec.storage": {"volume": {"claimName": "checkpoints"}}},
     "gone on from a snapshot": {"spec.restoreFrom": {"configMap": "exp-snapshot"}},
     "gone on from a snapshot with dots in its name": {"spec.restoreFrom.configMap": "exp-snapshot.2026-11-24"},
     "the snapshot goes with its experiment": {"spec.deletionPolicy": {"snapshot": "Delete"}},
@@ -602,6 +607,32 @@ BAD: dict[str, Bad] = {
         {"maxTrials": 4}, "maxTrials", "is not a field; did you mean spec.maxTrials?", "strict"
     ),
     "a field beside spec": Bad({"extra": 4}, "extra", "is not a field of an object", "strict"),
+    "a store of no kind": Bad({"spec.storage": {}}, "spec.storage", "needs exactly one of s3, volume"),
+    "two stores": Bad(
+        {"spec.storage": {"s3": {"bucket": "abc"}, "volume": {"claimName": "c"}}},
+        "spec.storage",
+        "needs exactly one of s3, volume",
+    ),
+    "a bucket's name with capitals": Bad(
+        {"spec.storage": {"s3": {"bucket": "Team"}}},
+        "spec.storage.s3.bucket",
+        "is 'Team': a bucket's name has 3 to 63 lower-case letters, digits, - and .",
+    ),
+    "an endpoint without a scheme": Bad(
+        {"spec.storage": {"s3": {"bucket": "abc", "endpoint": "minio:9000"}}},
+        "spec.storage.s3.endpoint",
+        "is 'minio:9000': write http://host:port or https://host:port",
+    ),
+    "an endpoint with keys": Bad(
+        {"spec.storage": {"s3": {"bucket": "abc", "endpoint": "http://a:b@minio:9000"}}},
+        "spec.storage.s3.endpoint",
+        "is 'http://a:b@minio:9000': write http://host:port or https://host:port",
+    ),
+    "a volume at no absolute path": Bad(
+        {"spec.storage": {"volume": {"claimName": "c", "path": "data/x"}}},
+        "spec.storage.volume.path",
+        "is 'data/x': write an absolute path, without :",
+    ),
     "gone on from nothing": Bad({"spec.restoreFrom": {}}, "spec.restoreFrom.configMap", "is missing"),
     "gone on from a snapshot without a name": Bad(
         {"spec.restoreFrom.configMap": ""}, "spec.restoreFrom.configMap", "must not be empty"
@@ -677,6 +708,12 @@ CHANGES: dict[str, Change] = {
         {"spec.restoreFrom.configMap": "exp-snapshot"},
         {"spec.restoreFrom.configMap": "other-snapshot"},
         "spec.restoreFrom",
+        FIXED,
+    ),
+    "another store": Change(
+        {"spec.storage": {"volume": {"claimName": "a"}}},
+        {"spec.storage": {"volume": {"claimName": "b"}}},
+        "spec.storage",
         FIXED,
     ),
     "no snapshot any more": Change({"spec.restoreFrom.configMap": "exp-snapshot"}, {}, "spec.restoreFrom", FIXED),

@@ -98,6 +98,34 @@ class RestoreFrom(Model):
     config_map: StrictStr = Field(min_length=1, max_length=names.OBJECT_NAME_LIMIT, pattern=names.OBJECT_NAME)
 
 
+class S3Storage(Model):
+    """A bucket of one's own. The Secret has access-key and secret-key, the ConfigMap ca.crt; both in the namespace."""
+
+    bucket: StrictStr = Field(min_length=3, max_length=63, pattern=names.BUCKET)
+    endpoint: StrictStr | None = Field(default=None, max_length=512, pattern=names.ENDPOINT)
+    region: StrictStr = Field(default="us-east-1", min_length=1, max_length=64)
+    secret_name: StrictStr | None = Field(
+        default=None, min_length=1, max_length=names.OBJECT_NAME_LIMIT, pattern=names.OBJECT_NAME
+    )
+    ca_config_map: StrictStr | None = Field(
+        default=None, min_length=1, max_length=names.OBJECT_NAME_LIMIT, pattern=names.OBJECT_NAME
+    )
+
+
+class VolumeStorage(Model):
+    """A volume that every pod mounts at `path`: its claim must let several nodes write if there are several."""
+
+    claim_name: StrictStr = Field(min_length=1, max_length=names.OBJECT_NAME_LIMIT, pattern=names.OBJECT_NAME)
+    path: StrictStr = Field(default="/checkpoints", min_length=2, max_length=512, pattern=names.FOLDER)
+
+
+class Storage(Model):
+    """Where checkpoints and results go, instead of the installation's store: exactly one of the two."""
+
+    s3: S3Storage | None = None
+    volume: VolumeStorage | None = None
+
+
 class DeletionPolicy(Model):
     """What becomes of things when the Experiment is deleted."""
 
@@ -165,6 +193,7 @@ class ExperimentSpec(Model):
     checkpoint: CheckpointPolicy = CheckpointPolicy()
     failure_policy: FailurePolicy = FailurePolicy()
     timeouts: Timeouts = Timeouts()
+    storage: Storage | None = None
     restore_from: RestoreFrom | None = None
     deletion_policy: DeletionPolicy = DeletionPolicy()
     trainer_container: StrictStr | None = Field(default=None, min_length=1, max_length=63)

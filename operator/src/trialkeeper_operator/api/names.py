@@ -29,6 +29,9 @@ LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"  # how a container may be called
 
 OBJECT_NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"  # of objects of other kinds
 OBJECT_NAME_LIMIT = 253
+BUCKET = r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$"
+ENDPOINT = r"^https?://[^/?#@ ]+$"
+FOLDER = r"^/[^:]*$"
 
 TRIALS_LIMIT = 10_000  # trials of an experiment
 

@@ -46,6 +46,8 @@ def _notes(raw: dict[str, Any], notes: tuple[str, ...]) -> None:
         ignored.append("containers beside the trainer")
     if trainer.get("envFrom"):
         ignored.append("envFrom (its variables come from your shell)")
+    if raw["spec"].get("storage"):
+        ignored.append("spec.storage (checkpoints go to the run's folder)")
     for note in notes:
         click.echo(f"note: {note}", err=True)
     if ignored:
