@@ -13,7 +13,7 @@ FULL = """
 watchNamespaces: [a, b]
 logLevel: debug
 report: {url: "https://r.sys.svc:8443", tlsDir: %s}
-store: {mode: embedded, endpoint: "http://s.sys.svc:9000", bucket: trialkeeper, region: us-east-1, credentialsDir: /keys}
+store: {mode: embedded, endpoint: "http://s.sys.svc:9000", bucket: trialkeeper, credentialsDir: /keys}
 """
 
 
