@@ -36,3 +36,5 @@ def set_up(level: str) -> None:
     root.setLevel(level.upper())
     for quiet in ("kopf", "aiohttp", "asyncio", "urllib3"):
         logging.getLogger(quiet).setLevel(logging.WARNING)
+    # It warns at each start that it does not take signals in a thread; it is not to.
+    logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
