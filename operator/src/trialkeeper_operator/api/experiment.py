@@ -10,6 +10,7 @@ from trialkeeper_operator.api import names
 from trialkeeper_operator.api.conditions import Condition
 from trialkeeper_operator.api.parameters import Parameter, Scalar
 from trialkeeper_operator.api.resource import Model, Resource, StatusModel
+from trialkeeper_operator.api.times import Time
 from trialkeeper_operator.api.trial import LostWork
 
 
@@ -241,8 +242,8 @@ class ExperimentStatus(StatusModel):
     failures: int = 0
     lost_work: LostWork = LostWork()
     goodput: float | None = None
-    start_time: str | None = Field(default=None, max_length=40)
-    completion_time: str | None = Field(default=None, max_length=40)
+    start_time: Time | None = Field(default=None, max_length=40)
+    completion_time: Time | None = Field(default=None, max_length=40)
     conditions: list[Condition] = Field(default_factory=list, max_length=16)
 
 

@@ -39,6 +39,7 @@ TRIALS_LIMIT = 10_000  # trials of an experiment
 ACCEPTED = "Accepted"
 STALLED = "Stalled"
 SUCCEEDED = "Succeeded"
+SNAPSHOT_KEPT = "SnapshotKept"  # there only if it once could not be kept
 
 # Reasons of Accepted=False.
 INVALID = "Invalid"

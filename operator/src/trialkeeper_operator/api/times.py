@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -21,3 +24,15 @@ def seconds(stamp: str) -> float:
     if moment.tzinfo is None:
         raise ValueError(f"{stamp!r} has no time zone")
     return (moment - _EPOCH) / timedelta(seconds=1)
+
+
+def sound(text: str) -> str:
+    """A stored time that is one, else the epoch: whoever wrote it by hand does not stop what it belongs to."""
+    try:
+        seconds(text)
+    except (ValueError, OverflowError):
+        return stamp(0)
+    return text
+
+
+Time = Annotated[str, AfterValidator(sound)]

@@ -10,6 +10,7 @@ from trialkeeper import contract
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.conditions import Condition
 from trialkeeper_operator.api.resource import Model, Resource, StatusModel
+from trialkeeper_operator.api.times import Time
 
 BASES_LIMIT = 8  # restores of restores that are looked through for a checkpoint
 BaseKey = Annotated[str, Field(max_length=contract.KEY_LIMIT)]
@@ -38,8 +39,8 @@ class PodRecord(StatusModel):
 
     name: str = Field(max_length=63)
     uid: str = Field(max_length=64)
-    start_time: str = Field(max_length=40)
-    first_report_time: str | None = Field(default=None, max_length=40)
+    start_time: Time = Field(max_length=40)
+    first_report_time: Time | None = Field(default=None, max_length=40)
     from_iteration: int | None = Field(default=None, ge=0)
 
 
@@ -65,7 +66,7 @@ class CheckpointStatus(StatusModel):
     attempt: int = Field(ge=0)
     iteration: int = Field(ge=0)
     key: str = Field(max_length=256)
-    time: str = Field(max_length=40)
+    time: Time = Field(max_length=40)
 
 
 class Base(StatusModel):
@@ -94,9 +95,9 @@ class AttemptRecord(StatusModel):
     message: str = Field(default="", max_length=1024)
     exit_code: int | None = None
     node: str | None = Field(default=None, max_length=253)
-    start_time: str = Field(max_length=40)
-    end_time: str = Field(max_length=40)
-    first_report_time: str | None = Field(default=None, max_length=40)
+    start_time: Time = Field(max_length=40)
+    end_time: Time = Field(max_length=40)
+    first_report_time: Time | None = Field(default=None, max_length=40)
     from_iteration: int | None = Field(default=None, ge=0)
     to_iteration: int = Field(default=0, ge=0)
     lost_iterations: int = Field(default=0, ge=0)
@@ -116,7 +117,7 @@ class TrialStatus(StatusModel):
     closed: int = Field(default=0, ge=0)
     pod: PodRecord | None = None
     intent: Intent | None = None
-    next_attempt_time: str | None = Field(default=None, max_length=40)
+    next_attempt_time: Time | None = Field(default=None, max_length=40)
     failures: int = Field(default=0, ge=0)
     disruptions: int = Field(default=0, ge=0)
     without_progress: int = Field(default=0, ge=0)
@@ -129,8 +130,8 @@ class TrialStatus(StatusModel):
     base: Base | None = None
     lost_work: LostWork = LostWork()
     history: list[AttemptRecord] = Field(default_factory=list, max_length=10)
-    start_time: str | None = Field(default=None, max_length=40)
-    completion_time: str | None = Field(default=None, max_length=40)
+    start_time: Time | None = Field(default=None, max_length=40)
+    completion_time: Time | None = Field(default=None, max_length=40)
     conditions: list[Condition] = Field(default_factory=list, max_length=16)
 
 

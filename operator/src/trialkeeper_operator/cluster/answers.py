@@ -19,6 +19,8 @@ from trialkeeper_operator.reconcile.ports import (
     Unavailable,
 )
 
+# The last is said while a quota is so new that nobody has counted yet.
+_QUOTA = ("exceeded quota", "insufficient quota", "failed quota", "status unknown for quota")
 _RETRY_LIMIT = 60.0  # seconds; whoever asks for more is asked again earlier
 
 
@@ -67,7 +69,7 @@ def _forbidden(sentence: str, body: Mapping[str, Any]) -> ClusterError:
     listed = causes if isinstance(causes, list) else []
     if any(isinstance(c, dict) and c.get("reason") == "NamespaceTerminating" for c in listed):
         return Unavailable(sentence)
-    if "exceeded quota" in sentence or "insufficient quota" in sentence or "failed quota" in sentence:
+    if any(words in sentence for words in _QUOTA):
         return QuotaExceeded(sentence)
     if " cannot " in sentence and " in API group " in sentence:
         return Forbidden(sentence)

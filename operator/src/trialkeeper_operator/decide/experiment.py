@@ -37,10 +37,18 @@ def template_hash(experiment: Experiment) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def plan(experiment: Experiment, trials: Sequence[Trial], *, limit: int, now: float) -> Plan:
+def plan(
+    experiment: Experiment,
+    trials: Sequence[Trial],
+    *,
+    limit: int,
+    now: float,
+    held: waiting.Waiting | None = None,
+) -> Plan:
     """The next step of an experiment whose trials are `trials`, by index.
 
-    `limit` is how many trials it can have: maxTrials, or fewer where the search knows no more points.
+    `limit` is how many trials it can have: maxTrials, or fewer where the search knows no more points. `held`: why the
+    next trial could not be made.
     """
     status = _counted(experiment, trials)
     digest = template_hash(experiment)
@@ -54,7 +62,7 @@ def plan(experiment: Experiment, trials: Sequence[Trial], *, limit: int, now: fl
     reason = _stopping(experiment, trials, settled)
     if reason is None and status.trials >= limit and status.active == 0:
         reason = names.ALL_TRIALS_FINISHED
-    status = _stalled(status, trials, now)
+    status = _stalled(status, trials, held, now)
     if reason is None:
         return Plan(
             _running(status, now, "Running", "trials are running"),
@@ -143,18 +151,31 @@ def _accepted(experiment: Experiment, status: ExperimentStatus, now: float) -> E
     return _with(status, names.ACCEPTED, "True", "Valid", "the experiment is valid", now)
 
 
+def kept(status: ExperimentStatus, refusal: waiting.Waiting | None, now: float) -> ExperimentStatus:
+    """The status with what has become of its snapshot; nothing is said of one that was always kept."""
+    if refusal is not None:
+        return _with(status, names.SNAPSHOT_KEPT, "False", refusal.reason, refusal.message, now)
+    if _condition(status, names.SNAPSHOT_KEPT) is None:
+        return status
+    return _with(status, names.SNAPSHOT_KEPT, "True", "Written", "the snapshot is kept", now)
+
+
 def _refused(experiment: Experiment, status: ExperimentStatus, now: float) -> ExperimentStatus:
     message = "spec.template was changed after it had been accepted: restore it, or create a new experiment"
     return _with(status, names.ACCEPTED, "False", names.TEMPLATE_CHANGED, message, now)
 
 
-def _stalled(status: ExperimentStatus, trials: Sequence[Trial], now: float) -> ExperimentStatus:
+def _stalled(
+    status: ExperimentStatus, trials: Sequence[Trial], held: waiting.Waiting | None, now: float
+) -> ExperimentStatus:
     """Stalled while every active trial waits for something that somebody has to mend; absent until it first was."""
     active = [t for t in trials if t.status.phase not in ledger.FINAL]
-    held = [t for t in active if t.status.phase == "Waiting" and t.status.reason in waiting.REASONS]
-    if held and len(held) == len(active):
-        first = held[0].status
-        return _with(status, names.STALLED, "True", first.reason, f"{held[0].name}: {first.message}", now)
+    stuck = [t for t in active if t.status.phase == "Waiting" and t.status.reason in waiting.REASONS]
+    if stuck:
+        first = stuck[0].status
+        held = waiting.Waiting(first.reason, f"{stuck[0].name}: {first.message}")
+    if held is not None and len(stuck) == len(active):
+        return _with(status, names.STALLED, "True", held.reason, held.message, now)
     if _condition(status, names.STALLED) is None:
         return status
     return _with(status, names.STALLED, "False", "Going", "a trial makes progress, or none is active", now)

@@ -2,6 +2,7 @@
 
 What we inject wins over the template: the trainer's variables, labels and the owner. What a person may
 rightly want otherwise (tolerations, a preStop hook, a service account) is only added where the template is silent.
+A field that no pod can have (`tolerations: all`) is passed on as it is: the API server says best what is wrong with it.
 """
 
 from __future__ import annotations
@@ -201,10 +202,13 @@ def _settle(spec: dict[str, Any], container: dict[str, Any], site: Site) -> None
     # SIGTERM often never reaches the trainer (sh -c, a pipe): a file does.
     notice = {"exec": {"command": ["/bin/sh", "-c", f"touch {SCRATCH}/{contract.NOTIFY_FILE}"]}}
     lifecycle = container.get("lifecycle") or {}
-    container["lifecycle"] = lifecycle if lifecycle.get("preStop") else lifecycle | {"preStop": notice}
+    if isinstance(lifecycle, dict) and not lifecycle.get("preStop"):
+        container["lifecycle"] = lifecycle | {"preStop": notice}
     if not spec.get("serviceAccountName"):
         spec.setdefault("automountServiceAccountToken", False)
     tolerations = spec.get("tolerations") or []
+    if not _objects(tolerations):
+        return
     tolerated = {t.get("key") for t in tolerations if t.get("effect") in (None, "", "NoExecute")}
     spec["tolerations"] = tolerations + [
         {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": LOST_NODE_SECONDS}
@@ -216,26 +220,44 @@ def _settle(spec: dict[str, Any], container: dict[str, Any], site: Site) -> None
 def _mount(
     spec: dict[str, Any], container: dict[str, Any], name: str, path: str, source: dict[str, Any], **how: Any
 ) -> None:
-    spec["volumes"] = [v for v in spec.get("volumes") or [] if v.get("name") != name] + [{"name": name, **source}]
-    mounts = [m for m in container.get("volumeMounts") or [] if m.get("mountPath") != path and m.get("name") != name]
-    container["volumeMounts"] = [*mounts, {"name": name, "mountPath": path, **how}]
+    volumes, mounts = spec.get("volumes") or [], container.get("volumeMounts") or []
+    if _objects(volumes):
+        spec["volumes"] = [*(v for v in volumes if v.get("name") != name), {"name": name, **source}]
+    if _objects(mounts):
+        kept = (m for m in mounts if m.get("mountPath") != path and m.get("name") != name)
+        container["volumeMounts"] = [*kept, {"name": name, "mountPath": path, **how}]
+
+
+def _objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
 
 
 NOBODY = 65532
 
 
 def restricted(pod: dict[str, Any]) -> dict[str, Any]:
-    """The same pod as Pod Security `restricted` wants it: fields are added where the template is silent."""
+    """The same pod as Pod Security `restricted` wants it: fields are added where the template is silent.
+
+    An API server has read it before, so its fields are what they should be, or null.
+    """
     pod = copy.deepcopy(pod)
     spec = pod["spec"]
-    whole = spec.setdefault("securityContext", {})
+    whole = _part(spec, "securityContext")
     whole.setdefault("runAsNonRoot", True)
     whole.setdefault("seccompProfile", {"type": "RuntimeDefault"})
     if not any("runAsUser" in (c.get("securityContext") or {}) for c in spec["containers"]):
         whole.setdefault("runAsUser", NOBODY)
         whole.setdefault("fsGroup", NOBODY)
-    for container in [*spec.get("initContainers", []), *spec["containers"]]:
-        context = container.setdefault("securityContext", {})
+    for container in [*(spec.get("initContainers") or []), *spec["containers"]]:
+        context = _part(container, "securityContext")
         context.setdefault("allowPrivilegeEscalation", False)
-        context.setdefault("capabilities", {}).setdefault("drop", ["ALL"])
+        _part(context, "capabilities").setdefault("drop", ["ALL"])
     return pod
+
+
+def _part(of: dict[str, Any], name: str) -> dict[str, Any]:
+    """A member to be filled in; null is an absent one."""
+    if of.get(name) is None:
+        of[name] = {}
+    found: dict[str, Any] = of[name]
+    return found

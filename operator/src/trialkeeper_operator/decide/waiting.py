@@ -13,14 +13,16 @@ UNSCHEDULABLE = "Unschedulable"
 IMAGE = "ImageNotPulled"
 CONFIG = "ContainerConfig"
 QUOTA = "QuotaExceeded"
-REASONS = frozenset({UNSCHEDULABLE, IMAGE, CONFIG, QUOTA})
+NAME_TAKEN = "NameTaken"
+REFUSED = "TrialRefused"
+REASONS = frozenset({UNSCHEDULABLE, IMAGE, CONFIG, QUOTA, NAME_TAKEN})
 
 _IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName", "ImageInspectError"})
 _CONFIG = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 
 
 class Waiting(NamedTuple):
-    """Why a pod does not start. `message` is one sentence, with the kubelet's or the scheduler's own words."""
+    """Why a pod does not start, or a trial. `message` is one sentence, with the own words of whoever refuses it."""
 
     reason: str
     message: str

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.experiment import Experiment, ExperimentStatus
 from trialkeeper_operator.api.trial import Trial
 from trialkeeper_operator.api.validate import InvalidObject
 from trialkeeper_operator.decide import experiment as decide
+from trialkeeper_operator.decide import waiting
 from trialkeeper_operator.decide.pods import render
+<<<<<<< HEAD
 from trialkeeper_operator.reconcile import restore, snapshot
+=======
+from trialkeeper_operator.decide.waiting import Waiting
+from trialkeeper_operator.reconcile import snapshot
+>>>>>>> 812aa048d396961455137f9825d4bce87da5df39
 from trialkeeper_operator.reconcile.admitted import admitted
 from trialkeeper_operator.reconcile.ask import ask, limit
 from trialkeeper_operator.reconcile.ports import AlreadyExists, Conflict, Invalid, Object, QuotaExceeded
@@ -20,7 +28,7 @@ from trialkeeper_operator.state.cache import Name, owner_uid
 REFUSED = 60.0  # seconds until refused pods are tried again: a service account may come, a policy may change
 REHEARSAL = "00000000-0000-0000-0000-000000000000"  # the uid of a Trial that is not made
 COUNTING = 1.0  # seconds between two writes of a status in which only counts differ, at least
-NAME_TAKEN = 30.0  # seconds until a trial's name that somebody else has is tried again
+HELD = 15.0  # seconds until a trial that could not be made is tried again
 
 _COUNTS = frozenset(
     {"trials", "active", "finished", "counts", "best", "disruptions", "failures", "lost_work", "goodput"}
@@ -54,29 +62,43 @@ async def reconcile(world: World, name: Name) -> Outcome:
         await _list_trials(world, experiment)
         plan = _planned(world, experiment)
     status = plan.status.to_object()
+    refused: Waiting | None = None
     try:
         # The snapshot first: once an experiment is called over, nobody may come by again to write it.
         wait = await snapshot.keep(world, dict(raw), status, over=decide.over(plan.status))
+<<<<<<< HEAD
     except snapshot.Behind as behind:
         found = await world.look(names.EXPERIMENT, name)
         if found is not None and found["metadata"]["uid"] == experiment.uid:
             await _list_trials(world, experiment)
             world.snapshots[experiment.uid] = behind.kept
         return 0.0
+=======
+    except Conflict:
+        return snapshot.INTERVAL
+    except snapshot.NotKept as refusal:
+        wait, refused = snapshot.RETRY, refusal.why
+    plan = replace(plan, status=decide.kept(plan.status, refused, world.now()))
+>>>>>>> 812aa048d396961455137f9825d4bce87da5df39
     left = _until_counted(world, experiment, plan.status)
     if left > 0:
         wait = left if wait is None else min(wait, left)
     elif plan.status != experiment.status:
         try:
-            await world.put_status(raw, status)
+            await world.put_status(raw, plan.status.to_object())
         except Conflict:
             await world.look(names.EXPERIMENT, name)
             return 0.0
         world.counted[experiment.uid] = world.now()
     first = plan.status.trials
     for index in range(first, first + plan.create):
-        if not await _create(world, experiment, index):
-            return NAME_TAKEN
+        held = await _create(world, experiment, index)
+        if held is not None:
+            # Said by the next pass, which comes at once if it is news.
+            news = world.held.get(experiment.uid) != held
+            world.held[experiment.uid] = held
+            return 0.0 if news else HELD
+    world.held.pop(experiment.uid, None)
     return wait
 
 
@@ -109,11 +131,12 @@ def _until_counted(world: World, experiment: Experiment, new: ExperimentStatus) 
 
 def _planned(world: World, experiment: Experiment) -> decide.Plan:
     trials = world.cache.trials_of(experiment)
-    return decide.plan(experiment, trials, limit=limit(experiment), now=world.now())
+    held = world.held.get(experiment.uid)
+    return decide.plan(experiment, trials, limit=limit(experiment), now=world.now(), held=held)
 
 
-async def _create(world: World, experiment: Experiment, index: int) -> bool:
-    """Create one trial; False if its name is a stranger's."""
+async def _create(world: World, experiment: Experiment, index: int) -> Waiting | None:
+    """Create one trial, or say why that is not possible now."""
     trials = world.cache.trials_of(experiment)
     searches = world.searches.setdefault(experiment.uid, {})
     body = ask(experiment, trials, index, searches)
@@ -121,10 +144,17 @@ async def _create(world: World, experiment: Experiment, index: int) -> bool:
         created = await world.cluster.create(body)
     except AlreadyExists:
         # Ours from before a crash, or from another operator: its parameters stand.
-        found = await world.look(names.TRIAL, (experiment.namespace, body["metadata"]["name"]))
-        return found is None or owner_uid(found) == experiment.uid
+        name = body["metadata"]["name"]
+        found = await world.look(names.TRIAL, (experiment.namespace, name))
+        if found is None or owner_uid(found) == experiment.uid:
+            return None
+        return Waiting(waiting.NAME_TAKEN, f"the trial's name {name} is somebody else's: delete that Trial"[:1024])
+    except QuotaExceeded as full:
+        return Waiting(waiting.QUOTA, f"the namespace's quota has no room for another trial: {full}"[:1024])
+    except Invalid as refusal:
+        return Waiting(waiting.REFUSED, f"the next trial is refused: {refusal}"[:1024])
     world.seen(names.TRIAL, created)
-    return True
+    return None
 
 
 async def _rehearse(world: World, experiment: Experiment) -> None:

@@ -8,12 +8,15 @@ from typing import Any
 
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.trial import Trial, TrialStatus
-from trialkeeper_operator.decide import endings, ledger
+from trialkeeper_operator.decide import endings, ledger, waiting
 from trialkeeper_operator.decide import trial as decide
 from trialkeeper_operator.decide.endings import Ending
 from trialkeeper_operator.decide.trial import Action, ConfirmAbsence, CreatePod, DeletePod, Plan, View
+<<<<<<< HEAD
 from trialkeeper_operator.decide.waiting import QUOTA
 from trialkeeper_operator.reconcile import restore
+=======
+>>>>>>> 812aa048d396961455137f9825d4bce87da5df39
 from trialkeeper_operator.reconcile.admitted import admitted
 from trialkeeper_operator.reconcile.ports import (
     AlreadyExists,
@@ -60,7 +63,7 @@ async def reconcile(world: World, name: Name) -> Outcome:
 
 def _view(world: World, name: Name) -> View | None:
     trial = world.cache.trial(name)
-    if trial is None or trial.deleting:
+    if trial is None or trial.deleting or trial.name != names.trial_name(trial.spec.experiment, trial.spec.index):
         return None
     experiment = world.cache.experiment((trial.namespace, trial.spec.experiment))
     if experiment is None or experiment.uid != trial.spec.experiment_uid or experiment.deleting:
@@ -140,24 +143,26 @@ async def _create(world: World, view: View, action: CreatePod) -> None:
         # Ours from before a crash or a lost answer, or a stranger's: only the stored object knows.
         found = await world.look(names.POD, (trial.namespace, pod))
         if found is not None and owner_uid(found) != trial.uid:
-            world.queue.add((names.TRIAL, (trial.namespace, trial.name)), NAME_TAKEN)
+            said = f"the pod's name {pod} is somebody else's: delete that pod"
+            await _wait(world, (trial.namespace, trial.name), waiting.NAME_TAKEN, said, NAME_TAKEN)
         else:
             world.queue.add((names.TRIAL, (trial.namespace, trial.name)))
     except QuotaExceeded as full:
-        await _wait_for_room(world, (trial.namespace, trial.name), str(full))
+        said = f"the namespace's quota has no room: {full}"
+        await _wait(world, (trial.namespace, trial.name), waiting.QUOTA, said, NO_ROOM)
     except Invalid as refusal:
         await _refused(world, (trial.namespace, trial.name), view, str(refusal))
     else:
         world.seen(names.POD, created)
 
 
-async def _wait_for_room(world: World, name: Name, sentence: str) -> None:
-    """The quota has no room: the attempt stays open without a pod, which costs the trial nothing."""
-    world.queue.add((names.TRIAL, name), NO_ROOM)
+async def _wait(world: World, name: Name, reason: str, sentence: str, after: float) -> None:
+    """There can be no pod now: the attempt stays open without one, which costs the trial nothing."""
+    world.queue.add((names.TRIAL, name), after)
     trial, raw = world.cache.trial(name), world.cache.raw(names.TRIAL, name)
-    if trial is None or raw is None or trial.status.reason == QUOTA:
+    if trial is None or raw is None or trial.status.reason == reason:
         return
-    waits = {"phase": "Waiting", "reason": QUOTA, "message": f"the namespace's quota has no room: {sentence}"[:1024]}
+    waits = {"phase": "Waiting", "reason": reason, "message": sentence[:1024]}
     await world.put_status(raw, trial.status.model_copy(update=waits).to_object())
 
 

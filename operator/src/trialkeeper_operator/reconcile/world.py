@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from trialkeeper.contract import Message
 from trialkeeper_operator.api import names
 from trialkeeper_operator.decide.pods import Site
+from trialkeeper_operator.decide.waiting import Waiting
 from trialkeeper_operator.reconcile.ports import Cluster, NotFound, Object
 from trialkeeper_operator.reconcile.queue import KeyedQueue
 from trialkeeper_operator.state.cache import Cache, Name, name_of
@@ -68,6 +69,7 @@ class World:
     cache: Cache = field(default_factory=Cache)
     reports: dict[Name, tuple[Message, float]] = field(default_factory=dict)
     live_writes: dict[Name, float] = field(default_factory=dict)
+    held: dict[str, Waiting] = field(default_factory=dict)  # by experiment uid: why its next trial is not made
     counted: dict[str, float] = field(default_factory=dict)  # by experiment uid: when its status was stored last
     accepted: dict[str, int] = field(default_factory=dict)  # generation by experiment uid, of what keeps the rules
     snapshots: dict[str, Kept] = field(default_factory=dict)  # by experiment uid
@@ -129,6 +131,11 @@ class World:
             self.hardened.discard(obj["metadata"]["uid"])
             for kept in (self.searches, self.snapshots, self.accepted, self.counted, self._signatures):
                 kept.pop(obj["metadata"]["uid"], None)
+<<<<<<< HEAD
+=======
+            self.held.pop(obj["metadata"]["uid"], None)
+        self._queue_parent(kind, obj)
+>>>>>>> 812aa048d396961455137f9825d4bce87da5df39
 
     async def look(self, kind: str, name: Name) -> Object | None:
         """Read an object live, and let the cache know what was found."""

@@ -156,10 +156,11 @@ class Cache:
         return self._trials.of(self.raw(names.TRIAL, name))
 
     def trials_of(self, experiment: Experiment) -> list[Trial]:
-        """The experiment's trials by index."""
+        """The experiment's trials by index; one that is not called after its index was not made by us."""
         children = self._children.get((names.TRIAL, experiment.uid), {})
         parsed = (self._trials.of(raw) for raw in children.values())
-        return sorted((t for t in parsed if t is not None), key=lambda t: t.spec.index)
+        ours = (t for t in parsed if t is not None and t.name == names.trial_name(experiment.name, t.spec.index))
+        return sorted(ours, key=lambda t: t.spec.index)
 
     def raw_children(self, kind: str, owner: str) -> list[Object]:
         """Objects of a kind by their controller's uid, as they were seen."""
