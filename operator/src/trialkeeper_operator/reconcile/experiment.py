@@ -11,12 +11,8 @@ from trialkeeper_operator.api.validate import InvalidObject
 from trialkeeper_operator.decide import experiment as decide
 from trialkeeper_operator.decide import waiting
 from trialkeeper_operator.decide.pods import render
-<<<<<<< HEAD
-from trialkeeper_operator.reconcile import restore, snapshot
-=======
 from trialkeeper_operator.decide.waiting import Waiting
-from trialkeeper_operator.reconcile import snapshot
->>>>>>> 812aa048d396961455137f9825d4bce87da5df39
+from trialkeeper_operator.reconcile import restore, snapshot
 from trialkeeper_operator.reconcile.admitted import admitted
 from trialkeeper_operator.reconcile.ask import ask, limit
 from trialkeeper_operator.reconcile.ports import AlreadyExists, Conflict, Invalid, Object, QuotaExceeded
@@ -66,20 +62,15 @@ async def reconcile(world: World, name: Name) -> Outcome:
     try:
         # The snapshot first: once an experiment is called over, nobody may come by again to write it.
         wait = await snapshot.keep(world, dict(raw), status, over=decide.over(plan.status))
-<<<<<<< HEAD
     except snapshot.Behind as behind:
         found = await world.look(names.EXPERIMENT, name)
         if found is not None and found["metadata"]["uid"] == experiment.uid:
             await _list_trials(world, experiment)
             world.snapshots[experiment.uid] = behind.kept
         return 0.0
-=======
-    except Conflict:
-        return snapshot.INTERVAL
     except snapshot.NotKept as refusal:
         wait, refused = snapshot.RETRY, refusal.why
     plan = replace(plan, status=decide.kept(plan.status, refused, world.now()))
->>>>>>> 812aa048d396961455137f9825d4bce87da5df39
     left = _until_counted(world, experiment, plan.status)
     if left > 0:
         wait = left if wait is None else min(wait, left)

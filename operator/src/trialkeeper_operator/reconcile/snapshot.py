@@ -11,12 +11,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from trialkeeper_operator.api import names
-<<<<<<< HEAD
-from trialkeeper_operator.reconcile.ports import AlreadyExists, Conflict, NotFound, Object
-=======
 from trialkeeper_operator.decide.waiting import NAME_TAKEN, Waiting
-from trialkeeper_operator.reconcile.ports import AlreadyExists, Forbidden, Invalid, Object, QuotaExceeded
->>>>>>> 812aa048d396961455137f9825d4bce87da5df39
+from trialkeeper_operator.reconcile.ports import (
+    AlreadyExists,
+    Conflict,
+    Forbidden,
+    Invalid,
+    NotFound,
+    Object,
+    QuotaExceeded,
+)
 from trialkeeper_operator.reconcile.world import Kept, Outcome, World
 from trialkeeper_operator.state import snapshot
 
@@ -26,7 +30,6 @@ NOT_WRITTEN = "NotWritten"
 RATE = 20 * 1024.0  # bytes a second that all snapshots of an experiment may cost
 
 
-<<<<<<< HEAD
 class Behind(Exception):
     """Raised when the stored snapshot may know more than the cache.
 
@@ -36,25 +39,21 @@ class Behind(Exception):
     def __init__(self, kept: Kept) -> None:
         super().__init__("the stored snapshot may know more than the cache")
         self.kept = kept
-=======
+
+
 class NotKept(Exception):
     """Raised when the snapshot cannot be kept until somebody mends what `why` says; nothing else depends on it."""
 
     def __init__(self, reason: str, sentence: str) -> None:
         super().__init__(sentence)
         self.why = Waiting(reason, sentence[:1024])
->>>>>>> 812aa048d396961455137f9825d4bce87da5df39
 
 
 async def keep(world: World, raw: Object, status: Mapping[str, Any], *, over: bool) -> Outcome:
     """Write the snapshot if it is time, or if the experiment is over; seconds until the next one is due.
 
-<<<<<<< HEAD
     :raises Behind: if nothing may be written before the experiment and its trials have been looked at live.
-=======
-    :raises Conflict: if somebody else has written it meanwhile; the caller looks again.
     :raises NotKept: if it is refused, or its name is somebody else's.
->>>>>>> 812aa048d396961455137f9825d4bce87da5df39
     """
     uid, now = raw["metadata"]["uid"], world.now()
     kept = world.snapshots.get(uid)
@@ -66,21 +65,16 @@ async def keep(world: World, raw: Object, status: Mapping[str, Any], *, over: bo
         return None  # the first trials bring the next pass, and there is nothing to go on from before them
     data = snapshot.encode({**raw, "status": dict(status)}, trials)
     digest = hashlib.sha256(data).hexdigest()
-<<<<<<< HEAD
     if kept is None:
         kept = await _found(world, raw, digest, rows)
     if kept.rows - rows:
         # Trials go before anybody has heard that their experiment is gone; their rows must not go with them.
         raise Behind(kept._replace(rows=rows))
     if kept.digest != digest:
-        kept = await _write(world, raw, data, digest, kept)
-=======
-    if kept is None or kept.digest != digest:
         try:
-            await _write(world, raw, data)
+            kept = await _write(world, raw, data, digest, kept)
         except (Invalid, QuotaExceeded, Forbidden) as refusal:
             raise NotKept(NOT_WRITTEN, f"the snapshot cannot be written: {refusal}") from refusal
->>>>>>> 812aa048d396961455137f9825d4bce87da5df39
     due = now + max(INTERVAL, len(data) / RATE)
     world.snapshots[uid] = kept._replace(due=due, rows=rows)
     return None if over else due - now
@@ -95,8 +89,9 @@ async def _found(world: World, raw: Object, digest: str, rows: frozenset[str]) -
     name = snapshot.name_of(meta["name"])
     stored = await world.cluster.get(names.CONFIG_MAP, meta.get("namespace", ""), name)
     if stored is None:
-<<<<<<< HEAD
         return Kept("", 0.0, rows)
+    if not snapshot.owner_of(stored):
+        raise NotKept(NAME_TAKEN, f"the ConfigMap {name} is somebody else's: rename it, and the snapshot is kept")
     kept = Kept("", 0.0, rows, stored)
     own = snapshot.owner_of(stored) == meta["uid"]
     if own and snapshot.digest_of(stored) == digest:
@@ -106,27 +101,6 @@ async def _found(world: World, raw: Object, digest: str, rows: frozenset[str]) -
 
 async def _write(world: World, raw: Object, data: bytes, digest: str, kept: Kept) -> Kept:
     body = snapshot.config_map(raw, data)
-=======
-        await world.cluster.create(body)
-        return
-    owner = (stored["metadata"].get("annotations") or {}).get(snapshot.UID_ANNOTATION, "")
-    if not owner:
-        raise NotKept(
-            NAME_TAKEN, f"the ConfigMap {meta['name']} is somebody else's: rename it, and the snapshot is kept"
-        )
-    if owner != raw["metadata"]["uid"]:
-        await _set_aside(world, stored, owner)
-    version = {"resourceVersion": stored["metadata"]["resourceVersion"], "uid": stored["metadata"]["uid"]}
-    await world.cluster.put({**body, "metadata": meta | version})
-
-
-async def _set_aside(world: World, stored: Object, owner: str) -> None:
-    """Another experiment of this name has left its snapshot here: it is kept under a name of its own."""
-    meta = stored["metadata"]
-    name = f"{meta['name']}-{owner[:8]}"
-    copy = {k: v for k, v in stored.items() if k != "metadata"}
-    labels = {k: meta[k] for k in ("labels", "annotations") if k in meta}
->>>>>>> 812aa048d396961455137f9825d4bce87da5df39
     try:
         if kept.stored is None:
             written = await world.cluster.create(body)

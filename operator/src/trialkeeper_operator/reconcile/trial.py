@@ -12,11 +12,7 @@ from trialkeeper_operator.decide import endings, ledger, waiting
 from trialkeeper_operator.decide import trial as decide
 from trialkeeper_operator.decide.endings import Ending
 from trialkeeper_operator.decide.trial import Action, ConfirmAbsence, CreatePod, DeletePod, Plan, View
-<<<<<<< HEAD
-from trialkeeper_operator.decide.waiting import QUOTA
 from trialkeeper_operator.reconcile import restore
-=======
->>>>>>> 812aa048d396961455137f9825d4bce87da5df39
 from trialkeeper_operator.reconcile.admitted import admitted
 from trialkeeper_operator.reconcile.ports import (
     AlreadyExists,

@@ -131,11 +131,7 @@ class World:
             self.hardened.discard(obj["metadata"]["uid"])
             for kept in (self.searches, self.snapshots, self.accepted, self.counted, self._signatures):
                 kept.pop(obj["metadata"]["uid"], None)
-<<<<<<< HEAD
-=======
             self.held.pop(obj["metadata"]["uid"], None)
-        self._queue_parent(kind, obj)
->>>>>>> 812aa048d396961455137f9825d4bce87da5df39
 
     async def look(self, kind: str, name: Name) -> Object | None:
         """Read an object live, and let the cache know what was found."""
