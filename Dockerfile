@@ -15,25 +15,33 @@ FROM ${BASE} AS build
 # A mirror of the package index, if you have one.
 ARG PIP_INDEX_URL
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore PIP_ONLY_BINARY=:all:
-RUN python3 -m venv /build
 COPY operator/locks/build.txt /locks/
-RUN /build/bin/pip install --quiet --require-hashes -r /locks/build.txt
+RUN python3 -m venv /build \
+    && /build/bin/pip install --quiet --require-hashes -r /locks/build.txt \
+    && python3 -m venv --without-pip /opt/trialkeeper
+
+# What is locked comes before what is ours, so that a change of ours installs nothing anew.
+FROM build AS operator-libraries
+COPY operator/locks/image.txt /locks/
+RUN /build/bin/pip --python /opt/trialkeeper/bin/python install --quiet --require-hashes -r /locks/image.txt \
+    && find /opt/trialkeeper -name tests -type d -prune -exec rm -rf {} +
+
+FROM build AS trainer-libraries
+COPY operator/locks/trainer.txt /locks/
+RUN /build/bin/pip --python /opt/trialkeeper/bin/python install --quiet --require-hashes -r /locks/trainer.txt \
+    && find /opt/trialkeeper -name tests -type d -prune -exec rm -rf {} +
+
+FROM operator-libraries AS operator-build
 COPY trainer-sdk/ /source/trainer-sdk/
 COPY operator/ /source/operator/
-RUN PIP_ONLY_BINARY= /build/bin/pip wheel --quiet --no-deps --no-build-isolation -w /wheels/trainer /source/trainer-sdk \
-    && PIP_ONLY_BINARY= /build/bin/pip wheel --quiet --no-deps --no-build-isolation -w /wheels/operator /source/operator
+RUN PIP_ONLY_BINARY= /build/bin/pip wheel --quiet --no-deps --no-build-isolation \
+        -w /wheels /source/trainer-sdk /source/operator \
+    && /build/bin/pip --python /opt/trialkeeper/bin/python install --quiet --no-deps /wheels/*.whl
 
-FROM build AS operator-build
-RUN python3 -m venv --without-pip /opt/trialkeeper \
-    && /build/bin/pip --python /opt/trialkeeper/bin/python install --quiet --require-hashes -r /source/operator/locks/image.txt \
-    && /build/bin/pip --python /opt/trialkeeper/bin/python install --quiet --no-deps /wheels/trainer/*.whl /wheels/operator/*.whl \
-    && find /opt/trialkeeper -name tests -type d -prune -exec rm -rf {} +
-
-FROM build AS trainer-build
-RUN python3 -m venv --without-pip /opt/trialkeeper \
-    && /build/bin/pip --python /opt/trialkeeper/bin/python install --quiet --require-hashes -r /source/operator/locks/trainer.txt \
-    && /build/bin/pip --python /opt/trialkeeper/bin/python install --quiet --no-deps /wheels/trainer/*.whl \
-    && find /opt/trialkeeper -name tests -type d -prune -exec rm -rf {} +
+FROM trainer-libraries AS trainer-build
+COPY trainer-sdk/ /source/trainer-sdk/
+RUN PIP_ONLY_BINARY= /build/bin/pip wheel --quiet --no-deps --no-build-isolation -w /wheels /source/trainer-sdk \
+    && /build/bin/pip --python /opt/trialkeeper/bin/python install --quiet --no-deps /wheels/*.whl
 
 FROM ${BASE} AS user
 RUN echo 'trialkeeper:x:65532:65532::/tmp:/usr/sbin/nologin' >>/etc/passwd && echo 'trialkeeper:x:65532:' >>/etc/group

@@ -6,7 +6,7 @@ ARGS   ?=
 TESTBED = PYTHONPATH=tests $(BIN)/python -m testbed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-e2e-local test-store test-cluster cluster-up cluster-images cluster-down testbed test-chart check \
+.PHONY: help demo test test-e2e-local test-store test-cluster test-e2e cluster-up cluster-images cluster-down testbed test-chart check \
 	format crds lock bench clean
 
 help: ## Say what can be made
@@ -28,6 +28,9 @@ test-store: $(VENV)/dev ## The store's suites on a real MinIO (TRIALKEEPER_MINIO
 
 test-cluster: $(VENV)/dev testbed ## A real cluster, brought up on this machine (Linux, root; the first time 25 minutes)
 	$(BIN)/pytest tests/cluster -q $(ARGS)
+
+test-e2e: $(VENV)/dev testbed ## The chart on a real cluster, real training, real kills (KUBECONFIG=... takes yours)
+	$(BIN)/pytest tests/e2e/cluster -q $(ARGS)
 
 cluster-up: testbed ## A real cluster to try things with: eval "$(make -s cluster-up)" (ARGS="--nodes 2")
 	@$(TESTBED) up $(ARGS)

@@ -24,11 +24,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from cluster.bench import configuration
+from cluster.bench import source
 from e2e.cluster.installed import Installed, install
 from testbed import cluster, images
 from trialkeeper_operator.api.times import seconds
-from trialkeeper_operator.cluster.kube import Kube
+from trialkeeper_operator.cluster.access import connect
 from trialkeeper_operator.reconcile.ports import Event
 from trialkeeper_operator.serve.handlers import KopfSource
 
@@ -81,8 +81,8 @@ def main() -> int:
 
 
 async def _measure(installed: Installed, kills: int) -> list[tuple[float, ...]]:
-    kube = Kube(await configuration(str(installed.cluster.kubeconfig)))
-    watch = Watch(KopfSource([NAMESPACE]))
+    kube = await connect(str(installed.cluster.kubeconfig))
+    watch = Watch(await source(str(installed.cluster.kubeconfig), [NAMESPACE]))
     rows = []
     try:
         for attempt in range(1, kills + 1):

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from trialkeeper.store.address import bucket_of
 from trialkeeper.store.keys import Keys
-from trialkeeper.store.opening import bucket_of
 from trialkeeper.store.wire import Wire
 
 LIFETIME = 900  # seconds after which it ends whatever becomes of us

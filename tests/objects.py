@@ -91,6 +91,15 @@ GOOD: dict[str, Changes] = {
     "onNonFinite Continue": {"spec.onNonFinite": "Continue"},
     "a failure policy": {"spec.failurePolicy": {"maxFailures": 0, "maxFailedTrials": 0, "backoffSeconds": 0}},
     "watchdogs": {"spec.timeouts": {"firstReportSeconds": 60, "progressSeconds": 600, "graceSeconds": 110}},
+    "a bucket of one's own": {
+        "spec.storage": {"s3": {"bucket": "team-a", "endpoint": "https://s3.local:9000", "secretName": "keys"}}
+    },
+    "a bucket by workload identity": {"spec.storage": {"s3": {"bucket": "team-a", "region": "eu-central-1"}}},
+    "a volume of one's own": {"spec.storage": {"volume": {"claimName": "checkpoints"}}},
+    "gone on from a snapshot": {"spec.restoreFrom": {"configMap": "exp-snapshot"}},
+    "gone on from a snapshot with dots in its name": {"spec.restoreFrom.configMap": "exp-snapshot.2026-11-24"},
+    "the snapshot goes with its experiment": {"spec.deletionPolicy": {"snapshot": "Delete"}},
+    "a deletion policy that says nothing": {"spec.deletionPolicy": {}},
     "parallelism 0": {"spec.parallelism": 0},
     "a sidecar, and who is the trainer": {
         "spec.template.spec.containers": [POD, {"name": "s", "image": "i"}],
@@ -598,6 +607,61 @@ BAD: dict[str, Bad] = {
         {"maxTrials": 4}, "maxTrials", "is not a field; did you mean spec.maxTrials?", "strict"
     ),
     "a field beside spec": Bad({"extra": 4}, "extra", "is not a field of an object", "strict"),
+    "a store of no kind": Bad({"spec.storage": {}}, "spec.storage", "needs exactly one of s3, volume"),
+    "two stores": Bad(
+        {"spec.storage": {"s3": {"bucket": "abc"}, "volume": {"claimName": "c"}}},
+        "spec.storage",
+        "needs exactly one of s3, volume",
+    ),
+    "a bucket's name with capitals": Bad(
+        {"spec.storage": {"s3": {"bucket": "Team"}}},
+        "spec.storage.s3.bucket",
+        "is 'Team': a bucket's name has 3 to 63 lower-case letters, digits, - and .",
+    ),
+    "an endpoint without a scheme": Bad(
+        {"spec.storage": {"s3": {"bucket": "abc", "endpoint": "minio:9000"}}},
+        "spec.storage.s3.endpoint",
+        "is 'minio:9000': write http://host:port or https://host:port",
+    ),
+    "an endpoint with keys": Bad(
+        {"spec.storage": {"s3": {"bucket": "abc", "endpoint": "http://a:b@minio:9000"}}},
+        "spec.storage.s3.endpoint",
+        "is 'http://a:b@minio:9000': write http://host:port or https://host:port",
+    ),
+    "a volume at no absolute path": Bad(
+        {"spec.storage": {"volume": {"claimName": "c", "path": "data/x"}}},
+        "spec.storage.volume.path",
+        "is 'data/x': write an absolute path, without :",
+    ),
+    "gone on from nothing": Bad({"spec.restoreFrom": {}}, "spec.restoreFrom.configMap", "is missing"),
+    "gone on from a snapshot without a name": Bad(
+        {"spec.restoreFrom.configMap": ""}, "spec.restoreFrom.configMap", "must not be empty"
+    ),
+    "gone on from another namespace": Bad(
+        {"spec.restoreFrom.configMap": "other/exp-snapshot"},
+        "spec.restoreFrom.configMap",
+        "is 'other/exp-snapshot': use lower-case letters, digits, - and ., and begin and end with a letter or digit",
+    ),
+    "gone on from a namespace by name": Bad(
+        {"spec.restoreFrom": {"configMap": "exp-snapshot", "namespace": "other"}},
+        "spec.restoreFrom.namespace",
+        "is not a field; there are: configMap",
+        "strict",
+    ),
+    "a name of a snapshot that is too long": Bad(
+        {"spec.restoreFrom.configMap": "a" * 254}, "spec.restoreFrom.configMap", "must have at most 253 characters"
+    ),
+    "a deletion policy that is not known": Bad(
+        {"spec.deletionPolicy.snapshot": "Retain"},
+        "spec.deletionPolicy.snapshot",
+        "must be Keep or Delete, not the text 'Retain'",
+    ),
+    "a deletion policy for what nobody deletes yet": Bad(
+        {"spec.deletionPolicy": {"checkpoints": "Keep"}},
+        "spec.deletionPolicy.checkpoints",
+        "is not a field; there are: snapshot",
+        "strict",
+    ),
     "spec is a list": Bad({"spec": []}, "spec", "must be a mapping, not a list"),
     "objectives is a mapping": Bad(
         {"spec.objectives": {"metric": "loss"}}, "spec.objectives", "must be a list, not a mapping"
@@ -637,6 +701,23 @@ CHANGES: dict[str, Change] = {
     "another seed": Change({}, {"spec.search.seed": 2}, "spec.search", FIXED),
     "another image": Change({}, {"spec.template.spec.containers[0].image": "u"}, "spec.template", FIXED),
     "another onNonFinite": Change({}, {"spec.onNonFinite": "Continue"}, "spec.onNonFinite", FIXED),
+    "a snapshot to go on from, afterwards": Change(
+        {}, {"spec.restoreFrom.configMap": "exp-snapshot"}, "spec.restoreFrom", FIXED
+    ),
+    "another snapshot": Change(
+        {"spec.restoreFrom.configMap": "exp-snapshot"},
+        {"spec.restoreFrom.configMap": "other-snapshot"},
+        "spec.restoreFrom",
+        FIXED,
+    ),
+    "another store": Change(
+        {"spec.storage": {"volume": {"claimName": "a"}}},
+        {"spec.storage": {"volume": {"claimName": "b"}}},
+        "spec.storage",
+        FIXED,
+    ),
+    "no snapshot any more": Change({"spec.restoreFrom.configMap": "exp-snapshot"}, {}, "spec.restoreFrom", FIXED),
+    "another deletion policy": Change({}, {"spec.deletionPolicy": {"snapshot": "Delete"}}),
     "one more enqueued": Change(
         {"spec.enqueue": [{"parameters": {"lr": 0.01}}]},
         {"spec.enqueue": [{"parameters": {"lr": 0.01}}, {"parameters": {"lr": 0.02}}]},

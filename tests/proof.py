@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import zipfile
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -77,12 +78,21 @@ def curve(prefix: Path) -> dict[int, dict[str, Any]]:
     return visible
 
 
+def digest(file: Path) -> str:
+    """sha256 of a file, or of the arrays in an archive: how those are wrapped differs between versions of Python."""
+    if not zipfile.is_zipfile(file):
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    with zipfile.ZipFile(file) as archive:
+        parts = b"".join(name.encode() + b"\0" + archive.read(name) for name in sorted(archive.namelist()))
+    return hashlib.sha256(parts).hexdigest()
+
+
 def weights(prefix: Path) -> tuple[int, dict[str, str]]:
     """Iteration and sha256 of each file of the newest checkpoint of the highest attempt."""
     newest = max((prefix / "manifests").glob("*.json"), key=lambda p: p.name)
     manifest = json.loads(newest.read_text())
     folder = prefix / manifest["data"]
-    files = {e["path"]: hashlib.sha256((folder / e["path"]).read_bytes()).hexdigest() for e in manifest["files"]}
+    files = {e["path"]: digest(folder / e["path"]) for e in manifest["files"]}
     return manifest["iteration"], files
 
 

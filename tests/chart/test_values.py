@@ -180,6 +180,11 @@ def test_a_change_of_the_configuration_starts_new_pods() -> None:
     assert checksum() != checksum('logLevel="debug"')
 
 
+def test_a_new_version_of_the_chart_restarts_no_store() -> None:
+    labels = find(objects("default"), "StatefulSet")["spec"]["template"]["metadata"]["labels"]
+    assert not {"helm.sh/chart", "app.kubernetes.io/version"} & set(labels)
+
+
 def test_no_store_and_no_reports() -> None:
     found = objects("none")
     assert config(found)["store"] == {"mode": "none"}

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 
-from kubernetes.aio import config as kubernetes_config
-from kubernetes.aio.client import Configuration
+import kopf
 
 from contract.bench import Bench
-from trialkeeper_operator.cluster.kube import Kube
+from trialkeeper_operator.cluster.access import configuration, connect
 from trialkeeper_operator.cluster.paths import path
 from trialkeeper_operator.serve.handlers import KopfSource
 
 
-async def configuration(kubeconfig: str) -> Configuration:
-    """The client's configuration that a kubeconfig file names."""
-    made = Configuration()
-    await kubernetes_config.load_kube_config(kubeconfig, client_configuration=made)
-    return made
+async def source(kubeconfig: str, namespaces: Collection[str]) -> KopfSource:
+    """kopf's watches of the cluster that a kubeconfig file names."""
+    found = await configuration(kubeconfig)
+
+    def login() -> kopf.ConnectionInfo:
+        return kopf.ConnectionInfo(
+            server=found.host,
+            ca_path=found.ssl_ca_cert,
+            certificate_path=found.cert_file,
+            private_key_path=found.key_file,
+        )
+
+    return KopfSource(namespaces, login=login)
 
 
 @asynccontextmanager
 async def kube(kubeconfig: str) -> AsyncIterator[Bench]:
     """A bench whose source is kopf's watch of this namespace alone."""
-    cluster = Kube(await configuration(kubeconfig))
+    cluster = await connect(kubeconfig)
     namespace = f"t{uuid.uuid4().hex[:10]}"
     body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
     await cluster.call("POST", path("Namespace"), body)
@@ -40,6 +47,6 @@ async def kube(kubeconfig: str) -> AsyncIterator[Bench]:
         return await cluster.call("POST", path("Pod", where, name, "binding"), binding)
 
     try:
-        yield Bench(cluster, KopfSource([namespace]), bind, namespace)
+        yield Bench(cluster, await source(kubeconfig, [namespace]), bind, namespace)
     finally:
         await cluster.close()

@@ -19,10 +19,10 @@ import kopf
 from kubernetes.aio.client import Configuration
 
 from builders import experiment
-from cluster.bench import configuration
 from testbed import Cluster
 from testbed.wait import awaited
 from trialkeeper_operator.api import names
+from trialkeeper_operator.cluster.access import configuration
 from trialkeeper_operator.cluster.kube import Kube
 from trialkeeper_operator.cluster.paths import path
 from trialkeeper_operator.reconcile.loop import Operator

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from cluster.bench import configuration
 from cluster.conftest import Play
 from cluster.freezer import Road, over, road
 from cluster.killer import Killer
@@ -22,6 +21,7 @@ from cluster.replicas import Replica, replica
 from testbed import Cluster
 from testbed.wait import awaited, until
 from trialkeeper_operator.api import names
+from trialkeeper_operator.cluster.access import configuration
 from trialkeeper_operator.cluster.kube import Kube
 from trialkeeper_operator.reconcile.ports import Object
 from trialkeeper_operator.serve.leader import USUAL, Elector, LeaseLost, Terms

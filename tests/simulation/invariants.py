@@ -22,6 +22,10 @@ class Watcher:
         self.trace: list[str] = []
         self._trials: dict[str, dict[str, Any]] = {}
         self._verdict = "Unknown"
+        self._restoring = False
+        self.carried: dict[str, int] = {}  # endings that a trial had when it was taken over
+        self._left: dict[int, dict[str, Any]] = {}  # by index: where a deleted experiment's trials stood
+        self.pending = 0  # deletions of the experiment that are still to come
 
     def note(self, line: str) -> None:
         self.trace.append(f"{self._clock():9.2f}  {line}")
@@ -32,16 +36,31 @@ class Watcher:
 
     def see(self, event: Event) -> None:
         meta, status = event.object["metadata"], event.object.get("status") or {}
-        if event.kind == "Trial":
-            self._trial(meta["name"], status)
+        if event.kind == "Trial" and event.type == "DELETED":
+            self._left[event.object["spec"]["index"]] = self._trials.pop(meta["name"], {})
+        elif event.kind == "Trial":
+            self._trial(meta["name"], event.object["spec"]["index"], status)
         elif event.kind == "Experiment":
             conditions = {c["type"]: c["status"] for c in status.get("conditions", ())}
-            self._verdict = conditions.get("Succeeded", "Unknown")
+            self._verdict = "Unknown" if event.type == "DELETED" else conditions.get("Succeeded", "Unknown")
+            if event.type == "ADDED":
+                self._restoring, self.carried = "restoreFrom" in event.object["spec"], {}
+            if event.type != "MODIFIED":
+                self.note(f"experiment {meta['name']} {event.type}")
         elif event.kind == "Pod":
             ended = [s["state"].get("terminated", {}).get("exitCode") for s in status.get("containerStatuses", ())]
             self.note(f"pod {meta['name']} {event.type} {status.get('phase', '')} {ended or ''}")
 
-    def _trial(self, name: str, status: dict[str, Any]) -> None:
+    def _taken_over(self, name: str, index: int, status: dict[str, Any]) -> None:
+        """The first status of a trial that may be another one's."""
+        self.carried[name] = status.get("failures", 0) + status.get("disruptions", 0)
+        left = self._left.get(index, {})
+        if status.get("phase") in FINAL:
+            for field in ("phase", "attempt", "iteration", "metrics", "lostWork"):
+                if left.get("phase") in FINAL and status.get(field) != left.get(field):
+                    self._wrong(f"{name} was taken over with {field} {status.get(field)} instead of {left.get(field)}")
+
+    def _trial(self, name: str, index: int, status: dict[str, Any]) -> None:
         old = self._trials.get(name, {})
         self._trials[name] = status
         self.note(
@@ -49,6 +68,11 @@ class Watcher:
             f"iteration {status.get('iteration', 0)} failures {status.get('failures', 0)} "
             f"disruptions {status.get('disruptions', 0)} {status.get('reason', '')}"
         )
+
+        over = str(status.get("message", "")).startswith("taken over")
+        if self._restoring and status and not old and (over or not status.get("attempt")):
+            self._taken_over(name, index, status)
+            return
 
         def grew(field: str) -> int:
             return int(status.get(field, 0)) - int(old.get(field, 0))
@@ -71,7 +95,12 @@ class Watcher:
     def over(self, trials: int) -> bool:
         """Whether the experiment has its verdict and every trial is final."""
         phases = [s.get("phase") for s in self._trials.values()]
-        return self._verdict != "Unknown" and len(phases) == trials and all(p in FINAL for p in phases)
+        return (
+            not self.pending
+            and self._verdict != "Unknown"
+            and len(phases) == trials
+            and all(p in FINAL for p in phases)
+        )
 
 
 def judge(story: Any) -> list[str]:
@@ -82,7 +111,7 @@ def judge(story: Any) -> list[str]:
     counts = story.experiment["status"].get("counts", {})
     if sum(counts.values()) != story.plot.trials:
         wrong.append(f"the experiment counts {counts} of {story.plot.trials} trials")
-    names = [name for name, _ in story.node.started]
+    names = [name for name, _ in story.node.started] if not story.plot.deletions else []
     if len(set(names)) != len(names):
         # Only an attempt whose pod vanished before its uid was recorded may start twice, never side by side.
         wrong += [f"{n} ran twice" for n in set(names) if names.count(n) > 2]
@@ -90,25 +119,29 @@ def judge(story: Any) -> list[str]:
 
 
 def _ended(trial: Object, story: Any) -> list[str]:
-    name, status = trial["metadata"]["name"], trial.get("status") or {}
-    prefix, script = story.node.prefixes.get(name), story.plot.scripts[trial["spec"]["index"]]
+    name, index, status = trial["metadata"]["name"], trial["spec"]["index"], trial.get("status") or {}
+    prefixes, script = story.prefixes(index), story.plot.scripts[index]
     wrong = []
     if status.get("phase") not in FINAL:
         return [f"phase {status.get('phase')} is not final"]
     if status["attempt"] != status["closed"]:
         wrong.append(f"attempt {status['attempt']} is open although the trial is over")
-    last = status["history"][-1]
-    counted = status.get("failures", 0) + status.get("disruptions", 0) + (last["class"] in COUNTED_ONCE)
-    if counted != status["closed"]:
-        wrong.append(f"{counted} endings counted, {status['closed']} attempts closed")
+    taken_over = not status.get("history")
+    if taken_over and story.node.prefixes.get(story.lineage.own(index)):
+        wrong.append("it ran again although it was over when it was taken over")
+    if not taken_over:
+        last, carried = status["history"][-1], story.carried.get(name, 0)
+        own = status.get("failures", 0) + status.get("disruptions", 0) - carried
+        counted = own + (last["class"] in COUNTED_ONCE)
+        if counted != status["closed"]:
+            wrong.append(f"{counted} endings counted, {status['closed']} attempts closed")
     if status["phase"] == "Succeeded":
-        complete = prefix.complete if prefix else set()
+        complete = prefixes[0].complete if prefixes else set()
         if status["closed"] not in complete:
             wrong.append(f"Succeeded, but attempt {status['closed']} left no complete marker ({complete})")
         if status.get("iteration") != script.iterations:
             wrong.append(f"Succeeded at iteration {status.get('iteration')} of {script.iterations}")
-        assert prefix is not None
-        lost, raw = status.get("lostWork", {}).get("iterations", 0), len(prefix.rows)
+        lost, raw = status.get("lostWork", {}).get("iterations", 0), sum(len(p.rows) for p in prefixes)
         if raw != script.iterations + lost:
             wrong.append(f"{raw} raw rows, but {script.iterations} iterations and {lost} lost ones")
     return wrong

@@ -10,21 +10,31 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from builders import NOW, experiment
 from faults import Call, Crash, Fault, FaultyCluster, LossySource
 from simulation.invariants import Watcher
-from simulation.trainer import Node, Script
+from simulation.lineage import Lineage
+from simulation.trainer import Node, Prefix, Script
 from trialkeeper_operator.cluster.admission import admission
 from trialkeeper_operator.cluster.memory import Memory
 from trialkeeper_operator.reconcile.loop import Operator
 from trialkeeper_operator.reconcile.ports import Object
+from trialkeeper_operator.state.snapshot import owner_of
 
 LIMIT = 3 * 86_400.0  # virtual seconds; a story that is not over by then never ends
 MISHAPS = ("exit", "exception", "os._exit", "nan", "reschedule", "user error", "segfault", "killed")
 DISRUPTIONS = ("evict", "delete", "vanish", "force", "zombie", "pressure", "kill")
+
+
+class Deletion(NamedTuple):
+    """When the experiment is deleted, how long after that the next one is made, and whether under another name."""
+
+    at: float
+    pause: float
+    renamed: bool
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,15 @@ class Plot:
     dropped: float
     leaders: int
     max_failures: int
+    deletions: tuple[Deletion, ...] = ()
+
+
+def draw_restores(seed: int) -> Plot:
+    """The plot of a seed in which the experiment is deleted, and another one goes on from its snapshot."""
+    rng = random.Random(f"{seed}/restores")
+    times = sorted(rng.uniform(0, 300) for _ in range(rng.randint(1, 3)))
+    deletions = tuple(Deletion(at, rng.choice((0.0, 1.0, 60.0)), rng.random() < 0.3) for at in times)
+    return replace(draw(seed), deletions=deletions, leaders=rng.choice((1, 2, 2)))
 
 
 def draw(seed: int) -> Plot:
@@ -89,7 +108,13 @@ class Story:
     trials: list[Object]
     violations: list[str]
     snapshot: Object | None
+    lineage: Lineage
+    carried: dict[str, int]
     trace: list[str] = field(default_factory=list)
+
+    def prefixes(self, index: int) -> list[Prefix]:
+        """A trial's part of the store and its predecessors', as far as anything is there, the newest first."""
+        return [found for name in self.lineage.of(index) if (found := self.node.prefixes.get(name)) and found.claims]
 
 
 async def tell(plot: Plot) -> Story:
@@ -101,7 +126,7 @@ async def tell(plot: Plot) -> Story:
     def now() -> float:
         return NOW + loop.time()
 
-    memory = Memory(now=now, ids=lambda: f"uid-{next(numbers):06d}", admit=admission())
+    memory = Memory(now=now, ids=lambda: f"{next(numbers):08d}-uid", admit=admission())
     current: list[Operator] = []
 
     def hear(namespace: str, trial: str, message: Any) -> None:
@@ -109,7 +134,8 @@ async def tell(plot: Plot) -> Story:
             operator.reported(namespace, trial, message)
 
     node = Node(memory, random.Random(f"{plot.seed}/node"), lambda t: plot.scripts[int(t[4:])], hear, now)
-    watcher = Watcher(loop.time)
+    watcher, lineage = Watcher(loop.time), Lineage()
+    node.predecessors, watcher.pending = lineage.predecessors, len(plot.deletions)
 
     def fault(call: Call) -> Fault | None:
         drawn = rng.random()
@@ -158,26 +184,48 @@ async def tell(plot: Plot) -> Story:
         checkpoint={"frequency": 1},
         failurePolicy={"maxFailures": plot.max_failures, "maxDisruptions": 50},
     )
-    await memory.create({**spec, "metadata": {"name": "exp", "namespace": "default"}})
+    name = "exp"
+    await memory.create({**spec, "metadata": {"name": name, "namespace": "default"}})
+
+    async def deletions() -> None:
+        """A person deletes the experiment and goes on from its snapshot, or from the one before if there is none."""
+        nonlocal name
+        source = ""
+        for number, deletion in enumerate(plot.deletions):
+            await asyncio.sleep(max(0.0, deletion.at - loop.time()))
+            old = await memory.get("Experiment", "default", name)
+            assert old is not None
+            await memory.delete("Experiment", "default", name)
+            stored = await memory.get("ConfigMap", "default", f"{name}-snapshot")
+            if stored is not None and owner_of(stored) == old["metadata"]["uid"]:
+                source, lineage.source = f"{name}-snapshot", old["metadata"]["uid"]
+            await asyncio.sleep(deletion.pause)
+            name = f"ex{number}" if deletion.renamed else name
+            restored = {"restoreFrom": {"configMap": source}} if source else {}
+            body = {**spec, "spec": {**spec["spec"], **restored}}
+            await memory.create({**body, "metadata": {"name": name, "namespace": "default"}})
+            watcher.pending -= 1
 
     async def end() -> None:
         """Cancel everything once the experiment has its verdict and every trial is over."""
         async for event in memory.events():
+            lineage.see(event)
             watcher.see(event)
             if watcher.over(plot.trials):
                 raise _Over
 
     try:
         async with asyncio.TaskGroup() as tasks:
-            for part in (end(), *(operators() for _ in range(plot.leaders)), node.run(), disruptions()):
+            for part in (end(), *(operators() for _ in range(plot.leaders)), node.run(), disruptions(), deletions()):
                 tasks.create_task(part)
     except* _Over:
         pass
     trials = [t async for t in memory.list("Trial")]
-    found = await memory.get("Experiment", "default", "exp")
+    found = await memory.get("Experiment", "default", name)
     assert found is not None
-    snapshot = await memory.get("ConfigMap", "default", "exp-snapshot")
-    return Story(plot, node, found, trials, [*watcher.violations, *node.violations], snapshot, watcher.trace)
+    snapshot = await memory.get("ConfigMap", "default", f"{name}-snapshot")
+    wrong = [*watcher.violations, *node.violations]
+    return Story(plot, node, found, trials, wrong, snapshot, lineage, watcher.carried, watcher.trace)
 
 
 def _only_crashes(error: BaseException | None) -> None:

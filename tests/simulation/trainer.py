@@ -31,32 +31,46 @@ class Script:
     obeys_sigterm: bool = True
 
 
+Base = tuple[str, int, int]  # another prefix or "" for the own one, attempt, iteration
+START: Base = ("", 0, 0)
+
+
 @dataclass
 class Prefix:
-    """One trial's part of the store."""
+    """One trial's part of the store. `donors`: where its first attempt was told to begin from, the nearest first."""
 
+    donors: list[Prefix] = field(default_factory=list)
+    name: str = ""
     claims: dict[int, str] = field(default_factory=dict)
-    bases: dict[int, tuple[int, int]] = field(default_factory=dict)
+    bases: dict[int, Base] = field(default_factory=dict)
     lost: dict[int, int] = field(default_factory=dict)  # stated by each attempt
+    before: dict[int, int] = field(default_factory=dict)  # the sum of all earlier statements, as stated by each
     manifests: set[tuple[int, int]] = field(default_factory=set)
     rows: list[tuple[int, int]] = field(default_factory=list)  # (attempt, iteration), raw
     fenced_rows: int = 0  # written by a zombie after its successor had begun
     complete: set[int] = field(default_factory=set)
+    inherited: bool = False  # whether somebody has begun from here
 
-    def visible(self) -> tuple[int, int]:
-        """The newest checkpoint of the newest claimed attempt's branch, (0, 0) if there is none."""
+    def visible(self) -> Base:
+        """The newest checkpoint of the newest claimed attempt's branch, or what that was begun from."""
         if not self.claims:
-            return (0, 0)
+            return next((found for donor in self.donors if (found := donor.branch())[2]), START)
         newest = max(self.claims)
         own = [m for m in self.manifests if m[0] == newest]
-        return max(own, default=self.bases.get(newest, (0, 0)))
+        return ("", *max(own)) if own else self.bases.get(newest, START)
 
-    def reached(self) -> int:
-        """How far the newest claimed attempt came, in iterations of its branch."""
+    def branch(self) -> Base:
+        """What another trial finds under this prefix alone."""
+        where, attempt, iteration = self.visible() if self.claims else START
+        return START if where else (self.name, attempt, iteration)
+
+    def reached(self) -> tuple[int, int]:
+        """How far the newest claimed attempt came, in iterations of its branch; what has been stated as lost so far."""
         if not self.claims:
-            return 0
+            return next((donor.reached() for donor in self.donors if donor.claims), (0, 0))
         newest = max(self.claims)
-        return max((i for a, i in self.rows if a == newest), default=self.bases.get(newest, (0, 0))[1])
+        came = max((i for a, i in self.rows if a == newest), default=self.bases.get(newest, START)[2])
+        return came, self.lost[newest] + self.before[newest]
 
 
 @dataclass
@@ -89,6 +103,7 @@ class Node:
         self.running: dict[str, Running] = {}
         self.started: list[tuple[str, str]] = []  # (pod name, uid), in order
         self.violations: list[str] = []
+        self.predecessors: Callable[[str], list[str]] = lambda _: []  # of a prefix, the nearest first
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -144,28 +159,54 @@ class Node:
             return ""
 
     async def _train(self, run: Running, trial: str, attempt: int) -> tuple[int | None, Message | None]:
-        script, prefix = self._scripts(trial), self.prefixes.setdefault(trial, Prefix())
+        script, prefix = self._scripts(trial), self._prefix(run)
         started = self._now() + script.start
         if await self._wait(run, script.start):
             return 137, None
         base = prefix.visible()
         if attempt in prefix.claims or any(a > attempt for a in prefix.claims):
             return 75, Message(end=contract.END_FENCED, attempt=attempt, podUid=run.uid, time=self._now())
-        lost = prefix.reached() - base[1]
-        before = sum(prefix.lost.values())
-        prefix.claims[attempt], prefix.bases[attempt], prefix.lost[attempt] = run.uid, base, lost
-        key = contract.manifest_key(*base)
+        reached, before = prefix.reached()
+        lost = reached - base[2]
+        if not prefix.claims:
+            for donor in prefix.donors:
+                donor.inherited = True
+            self._first(prefix, base)
+        prefix.claims[attempt], prefix.bases[attempt] = run.uid, base
+        prefix.lost[attempt], prefix.before[attempt] = lost, before
+        other, wrote, iteration = base
+        key = contract.inherited_key(other, wrote, iteration) if other else contract.manifest_key(wrote, iteration)
         message = Message(
             attempt=attempt,
             podUid=run.uid,
             started=started,
             time=started,
-            iteration=base[1],
-            trainedSeconds=base[1] * script.seconds,
-            resumed=Resumed(base[0], base[1], self._now(), lost, before),
-            checkpoint=CheckpointRef(base[0], base[1], key, started) if base[1] else None,
+            iteration=iteration,
+            trainedSeconds=iteration * script.seconds,
+            resumed=Resumed(0 if other else wrote, iteration, self._now(), lost, before),
+            checkpoint=CheckpointRef(wrote, iteration, key, started) if iteration else None,
         )
         return await self._iterate(run, script, prefix, trial, message)
+
+    def _prefix(self, run: Running) -> Prefix:
+        """The pod's part of the store, as its environment says."""
+        env = {e["name"]: e.get("value", "") for e in run.pod["spec"]["containers"][0]["env"]}
+        name = env[contract.ENV_PREFIX]
+        if name not in self.prefixes:
+            told = [contract.parse_inherited_key(key) for key in env.get(contract.ENV_BASE, "").split(",") if key]
+            donors = [self.prefixes.setdefault(key[0], Prefix(name=key[0])) for key in told if key]
+            self.prefixes[name] = Prefix(donors, name)
+        return self.prefixes[name]
+
+    def _first(self, prefix: Prefix, base: Base) -> None:
+        """A trial begins under a new prefix: at the newest checkpoint that any of its predecessors has left."""
+        for name in self.predecessors(prefix.name):
+            older = self.prefixes.get(name)
+            found = older.branch() if older else START
+            if found[2]:
+                if base != found:
+                    self.violations.append(f"{prefix.name} began from {base}, but there was {found}")
+                return
 
     async def _iterate(
         self, run: Running, script: Script, prefix: Prefix, trial: str, message: Message
@@ -201,7 +242,7 @@ class Node:
         return 0, _with(message, end=contract.END_COMPLETE, time=self._now())
 
     def _report(self, run: Running, script: Script, prefix: Prefix, message: Message, iteration: int) -> Message:
-        if any(a > message.attempt for a in prefix.claims):
+        if prefix.inherited or any(a > message.attempt for a in prefix.claims):
             prefix.fenced_rows += 1
         else:
             prefix.rows.append((message.attempt, iteration))

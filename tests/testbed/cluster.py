@@ -128,7 +128,12 @@ def _begin(name: str, wishes: Wishes) -> Cluster:
     _end(name)
     began = time.monotonic()
     cluster = Cluster(reserve(name, wishes))
-    cluster.start()
+    try:
+        cluster.start()
+    except Exception:
+        for path in sorted(cluster.processes.logs.glob("*.log")):
+            log.error("%s said last:\n%s", path.stem, cluster.processes.tail(path.stem, 8))
+        raise
     log.info("the cluster %s is up after %.0f s", name, time.monotonic() - began)
     return cluster
 

@@ -143,6 +143,7 @@ class Control:
             f"--root-ca-file={self.authority.certificate}",
             f"--service-account-private-key-file={self.authority.folder / 'tokens.key'}",
             "--leader-elect=false",
+            f"--flex-volume-plugin-dir={self.plan.folder / 'volume-plugins'}",
             f"--node-monitor-grace-period={grace}s",
             f"--node-monitor-period={min(5, max(1, grace // 6))}s",
         )

@@ -32,8 +32,13 @@ PACKAGES = "python3,python3-venv,ca-certificates"
 # Nobody reads these in a container; without them an import into a node takes half the time.
 UNREAD = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "var/cache", "var/lib/apt", "dev")
 
-# What the Dockerfile may copy: its build sees nothing else, so nothing else can make a difference.
-CONTEXT = ("Dockerfile", ".dockerignore", "operator", "trainer-sdk", "examples", "crds")
+# What the Dockerfile may copy for a target: its build sees nothing else, so nothing else can make a difference.
+_ALWAYS = ("Dockerfile", ".dockerignore", "operator/locks")
+CONTEXT = {
+    "operator": (*_ALWAYS, "operator", "trainer-sdk"),
+    "trainer": (*_ALWAYS, "trainer-sdk", "examples"),
+    "store": _ALWAYS,
+}
 LEFT_OUT = ("__pycache__", "*.egg-info", ".*_cache", ".venv*", "runs", "dist", "build")
 
 
@@ -81,14 +86,14 @@ def project(target: str, tag: str | None = None) -> Path:
     :raises FileNotFoundError: if there is no Dockerfile.
     """
     tag = tag or f"trialkeeper-{target}:{VERSION}"
-    parts = [part for path in _context() for part in (str(path.relative_to(ROOT)), path.read_bytes())]
+    parts = [part for path in _context(target) for part in (str(path.relative_to(ROOT)), path.read_bytes())]
     minio = program("minio") if target == "store" else None
 
     def make(folder: Path) -> None:
         log.info("building the image %s", tag)
         began = time.monotonic()
         with tempfile.TemporaryDirectory(dir=folder) as context:
-            for path in _context():
+            for path in _context(target):
                 copy = Path(context) / path.relative_to(ROOT)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(path, copy)
@@ -103,10 +108,10 @@ def project(target: str, tag: str | None = None) -> Path:
     return image
 
 
-def _context() -> Iterator[Path]:
+def _context(target: str) -> Iterator[Path]:
     if not (ROOT / "Dockerfile").is_file():
         raise FileNotFoundError(f"{ROOT / 'Dockerfile'}: the project has no Dockerfile to build images from")
-    for name in CONTEXT:
+    for name in CONTEXT[target]:
         path = ROOT / name
         if path.is_file():
             yield path

@@ -18,7 +18,6 @@ from testbed.wait import until
 # Paths that containerd, its plugins and the kubelet have built in.
 OWN = (
     "/run/containerd",
-    "/run/lock",
     "/var/lib/cni",
     "/var/lib/kubelet",
     "/var/log/containers",

@@ -22,6 +22,8 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
   "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.devmapper"]
 [grpc]
   address = "{socket}"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{folder}/opt"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "{pause}"
   restrict_oom_score_adj = true
@@ -82,7 +84,8 @@ class Node:
 
     def _start(self, part: str, *argv: str | Path) -> None:
         command = [*mounts.enter(self.plan, self.name, self.processes), *argv]
-        self.processes.start(f"{self.name}-{part}", command, group=f"{self.name}/programs")
+        lock = {"XTABLES_LOCKFILE": str(self.folder / "xtables.lock")}
+        self.processes.start(f"{self.name}-{part}", command, group=f"{self.name}/programs", env=lock)
 
     def _containerd(self) -> None:
         config = self.folder / "containerd.toml"
@@ -133,6 +136,7 @@ class Node:
             "enforceNodeAllocatable": [],
             "failCgroupV1": False,
             "failSwapOn": False,
+            "volumePluginDir": str(self.folder / "volume-plugins"),
             "nodeLeaseDurationSeconds": self.plan.wishes.node_grace,  # renewed four times while it lasts
             "evictionHard": {"memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
             "imageGCHighThresholdPercent": 100,

@@ -15,8 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from testbed import Cluster
 from testbed.programs import program
+from testbed.shell import run
 from testbed.wait import until
 
 ROOT = Path(__file__).parents[3]
@@ -25,11 +28,34 @@ INSTALL = ["install", "trialkeeper", "charts/trialkeeper", "-n", SYSTEM, "--crea
 Object = dict[str, Any]
 
 
+class Named:
+    """A cluster that somebody else has made: kind on a laptop, or one in a cloud. Its nodes are not ours to kill."""
+
+    def __init__(self, kubeconfig: Path) -> None:
+        self.kubeconfig = kubeconfig
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
+
+    def kubectl(self, *arguments: str, stdin: str | None = None, timeout: float = 60) -> str:
+        return run("kubectl", *arguments, stdin=stdin, timeout=timeout, env=self.environment())
+
+    def helm(self, *arguments: str, timeout: float = 300) -> str:
+        return run("helm", *arguments, timeout=timeout, env=self.environment())
+
+
 @dataclass(frozen=True)
 class Installed:
     """The installation under test."""
 
-    cluster: Cluster
+    cluster: Cluster | Named
+
+    @property
+    def hosts(self) -> Cluster:
+        """The cluster, if its nodes are ours; else the test is not for this cluster, which pytest is told."""
+        if isinstance(self.cluster, Named):
+            pytest.skip("the nodes of a cluster that KUBECONFIG names are not this test's to kill")
+        return self.cluster
 
     def kubectl(self, *arguments: str, stdin: str | None = None, timeout: float = 120) -> str:
         return self.cluster.kubectl(*arguments, stdin=stdin, timeout=timeout)
@@ -62,8 +88,8 @@ class Installed:
         assert trial is not None
         return trial
 
-    def running(self, namespace: str, *, iteration: int = 2, seconds: float = 90) -> Object:
-        """A trial in mid-training: of those with a checkpoint at or after an iteration, the least far."""
+    def running(self, namespace: str, *, iteration: int = 2, off: str = "", seconds: float = 90) -> Object:
+        """A trial in mid-training: of those with a checkpoint at or after an iteration, the least far; not on `off`."""
 
         def look() -> Object | None:
             found = [
@@ -72,6 +98,7 @@ class Installed:
                 if (s := t.get("status") or {}).get("phase") == "Running"
                 and (s.get("checkpoint") or {}).get("iteration", 0) >= iteration
                 and (s.get("checkpoint") or {}).get("attempt") == s.get("attempt")
+                and (not off or self.node_of(namespace, s["pod"]["name"]) != off)
             ]
             return min(found, key=lambda t: int(t["status"]["checkpoint"]["iteration"])) if found else None
 
@@ -80,7 +107,8 @@ class Installed:
         return trial
 
     def node_of(self, namespace: str, pod: str) -> str:
-        return str(self.get(f"pod/{pod}", namespace)["spec"]["nodeName"])
+        found = self.items("pods", namespace, f"--field-selector=metadata.name={pod}")
+        return str(found[0]["spec"].get("nodeName", "")) if found else ""
 
     def await_success(self, namespace: str, experiment: str, seconds: int = 240) -> Object:
         """`kubectl wait` as people use it; the experiment."""
@@ -94,6 +122,11 @@ class Installed:
             timeout=seconds + 30,
         )
         return self.get(f"exp/{experiment}", namespace)
+
+    def await_nodes(self) -> None:
+        """Every node is ready, and free of the taints that it got while it was not."""
+        self.kubectl("wait", "--for=condition=Ready", "node", "--all", "--timeout=90s")
+        until("nodes without taints", lambda: not any(n["spec"].get("taints") for n in self.items("nodes", "default")))
 
     def leader(self) -> Object:
         """The operator's pod that leads, once there is exactly one."""
@@ -129,8 +162,11 @@ class Installed:
         return str(self.get("lease/trialkeeper-leader", SYSTEM)["spec"].get("holderIdentity") or "")
 
     def kill_operator(self) -> str:
-        """SIGKILL to the leader's process; what it called itself."""
+        """SIGKILL to the leader's process, or to its pod where the process is out of reach; what it called itself."""
         holder = self.holder()
+        if isinstance(self.cluster, Named):
+            self.kubectl("delete", "pod", "-n", SYSTEM, holder.rpartition("_")[0], "--force", "--grace-period=0")
+            return holder
         ours = {"POD_NAME": holder.rpartition("_")[0], "POD_NAMESPACE": SYSTEM}
         os.kill(self.process(lambda env: ours.items() <= env.items()), signal.SIGKILL)
         return holder
@@ -140,7 +176,8 @@ class Installed:
         """A port of loopback that leads to a Service."""
         with socket.create_server(("127.0.0.1", 0)) as free:
             local = free.getsockname()[1]
-        command = [str(program("kubectl")), "port-forward", "-n", SYSTEM, what, f"{local}:{port}"]
+        kubectl = "kubectl" if isinstance(self.cluster, Named) else str(program("kubectl"))
+        command = [kubectl, "port-forward", "-n", SYSTEM, what, f"{local}:{port}"]
         forward = subprocess.Popen(command, env=self.cluster.environment(), stdout=subprocess.DEVNULL)
         try:
             until("the forwarded port", lambda: _answers(local), seconds=20)
@@ -190,7 +227,7 @@ def _answers(port: int) -> bool:
     return True
 
 
-def install(cluster: Cluster) -> Installed:
+def install(cluster: Cluster | Named) -> Installed:
     """`helm install` as the README has it, and wait until both replicas and the store are there."""
     arguments = [str(ROOT / a) if a.startswith("charts/") else a for a in INSTALL]
     cluster.helm(*arguments, "--timeout=180s")

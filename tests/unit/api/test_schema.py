@@ -12,7 +12,7 @@ import yaml
 from trialkeeper_operator.api import rules, schema
 from trialkeeper_operator.api.rule import Rule
 
-LIMIT = 24 * 1024  # bytes of a CRD: it has to fit into an annotation of 256 KiB many times over
+LIMIT = 32 * 1024  # bytes of a CRD: it has to fit into an annotation of 256 KiB many times over
 FILES = schema.files()
 
 

@@ -32,6 +32,7 @@ CHANGES: dict[str, Any] = {
     "parameters": {"lr": 0.02},
     "note": "{}",
     "seed": 6,
+    "base": ["default/exp-12345678/00000/manifests/a000001-i000000000001.json"],
 }
 
 

@@ -107,3 +107,23 @@ def test_a_changed_template_stops_everything() -> None:
     found = planned(status=before.to_object(), template=changed)
     assert found.create == 0
     assert next(c.reason for c in found.status.conditions if c.type == "Accepted") == "TemplateChanged"
+
+
+def stalled(found: Plan) -> tuple[str, str, str] | None:
+    return next(((c.status, c.reason, c.message) for c in found.status.conditions if c.type == "Stalled"), None)
+
+
+def test_it_is_stalled_while_every_active_trial_waits_for_somebody() -> None:
+    waits: dict[str, Any] = {"reason": "ImageNotPulled", "message": "the image x cannot be pulled: not found"}
+    found = planned(a_trial(0, "Waiting", **waits), a_trial(1, "Waiting", **waits), a_trial(2, "Succeeded", 0.5))
+    assert stalled(found) == ("True", "ImageNotPulled", "exp-0: the image x cannot be pulled: not found")
+    assert found.status.phase == "Stalled"
+    later = planned(
+        a_trial(0, "Waiting", **waits), a_trial(1), a_trial(2, "Succeeded", 0.5), status=found.status.to_object()
+    )
+    assert stalled(later) == ("False", "Going", "a trial makes progress, or none is active")
+    assert later.status.phase == "Running"
+
+
+def test_a_trial_that_only_waits_for_its_next_attempt_stalls_nothing() -> None:
+    assert stalled(planned(a_trial(0, "Waiting", reason="ExitCode"))) is None

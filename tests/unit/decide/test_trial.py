@@ -11,6 +11,7 @@ from trialkeeper.contract import Message
 from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.api.times import stamp
 from trialkeeper_operator.api.trial import Trial
+from trialkeeper_operator.decide.pods import Site
 from trialkeeper_operator.decide.trial import ConfirmAbsence, CreatePod, DeletePod, Plan, View, plan
 
 STARTED = {
@@ -207,3 +208,38 @@ def test_the_pod_has_what_the_trainer_needs_and_ours_wins() -> None:
     )
     assert create.body["metadata"]["labels"]["team"] == "x"
     assert create.body["metadata"]["ownerReferences"][0]["uid"] == "trial-uid"
+
+
+SITE = Site(store="s3://bucket")
+
+
+@pytest.mark.parametrize(
+    ("known", "now", "reason"),
+    [
+        ({"site": SITE, "silent": True}, NOW + 10, "NodeLost"),
+        ({"site": SITE, "silent": False}, NOW + 10, None),
+        ({"site": SITE, "silent": False}, NOW + 89, None),
+        ({"site": SITE, "silent": False}, NOW + 91, "NodeLost"),
+        ({"site": None, "silent": False}, NOW + 1000, None),
+    ],
+    ids=["a silent node", "a node that answers", "within the wait", "after the wait", "on this machine"],
+)
+def test_a_pod_on_its_way_out_is_lost_with_its_node(known: dict[str, Any], now: float, reason: str | None) -> None:
+    leaving = pod(deleted=True)
+    leaving["metadata"]["deletionTimestamp"] = stamp(NOW + 30)
+    leaving["spec"]["nodeName"] = "node1"
+    found = planned(STARTED, leaving, now=now, **known)
+    if reason is None:
+        assert found.after == 5.0
+        assert found.status is None or found.status.closed == 0
+        return
+    assert found.status is not None
+    (record,) = found.status.history
+    assert (record.class_, record.reason, record.node, found.status.disruptions) == ("Lost", reason, "node1", 1)
+
+
+def test_a_pod_that_never_ends_is_deleted_once_and_keeps_no_attempt_waiting() -> None:
+    zombie = pod(deleted=True)
+    record = {"attempt": 1, "class": "Lost", "startTime": stamp(NOW), "endTime": stamp(NOW)}
+    found = planned({"attempt": 1, "closed": 1, "phase": "Waiting", "history": [record]}, zombie, site=SITE)
+    assert [type(a) for a in found.actions] == [CreatePod]

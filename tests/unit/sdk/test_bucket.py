@@ -17,7 +17,8 @@ from fake_s3 import BUCKET, Fake, Fault, Request, fake_s3
 from minio_server import KEYS
 from stores import environment_of, opened
 from trialkeeper.store import AlreadyThere, Missing, Unreachable, keys, s3, wire
-from trialkeeper.store.opening import bucket_of, open_store
+from trialkeeper.store.address import bucket_of
+from trialkeeper.store.opening import open_store
 from trialkeeper.store.s3 import S3Store
 
 WHERE = rf"the bucket {BUCKET} at http://127.0.0.1:\d+ "
@@ -181,6 +182,38 @@ def test_a_folder_that_stays_broken_leaves_no_half_of_it(
     assert [p for p in (tmp_path / "scratch").rglob("*") if p.is_file()] == []
     server.fault = times(1, Fault(bytes_before_reset=100), "GET", "/w")
     assert (store.folder("data/a") / "w").stat().st_size == size
+
+
+def test_a_file_that_vanishes_while_its_folder_is_fetched_says_nothing_about_the_store(
+    server: Fake, store: S3Store, tmp_path: Path
+) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / "w").write_bytes(b"w")
+    store.take(made, "data/a")
+    gone = Fault(404, b"<Error><Code>NoSuchKey</Code></Error>")
+    server.fault = lambda r: gone if r.key.endswith("/w") else None
+    with pytest.raises(OSError, match=r"answers with NoSuchKey \(HTTP 404\)") as broken:
+        store.folder("data/a")
+    assert not isinstance(broken.value, Unreachable)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_store_that_was_silent_gets_a_long_try_again(
+    server: Fake, store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "SILENT", 0.3)
+    server.fault = lambda _: Fault(hang=True)
+    tries: list[int] = []
+    end = time.monotonic() + 20
+    while len(tries) < 3 or tries[-1] < 2:
+        assert time.monotonic() < end
+        before = server.count("GET")
+        with pytest.raises(Unreachable):
+            store.get("a")
+        tries.append(server.count("GET") - before)
+    assert tries[0] > 1
+    assert 1 in tries
 
 
 def test_an_answer_that_was_lost_is_not_taken_for_a_rival(server: Fake, store: S3Store) -> None:

@@ -96,11 +96,33 @@ def test_who_may_not_read_the_store_does_not_start_over(place: BucketPlace, serv
 
     server.fault = deny_data
     left = place.run(SAVING + UNTIL, 2)
-    assert "trialkeeper.store.Unreachable: the bucket trials at http" in left.err
+    assert "trialkeeper.store.Denied: the bucket trials at http" in left.err
     server.fault = lambda _: None
     assert place.rows(2) == []
     place.run(SAVING + UNTIL, 3)
     assert place.rows(3)[0]["training_iteration"] == 6
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_store_that_does_not_answer_is_waited_for_before_the_first_report(
+    comes_back: bool, place: BucketPlace, server: Fake
+) -> None:
+    place.run(SAVING + KILLED_AT)
+    asked: list[Request] = []
+
+    def reset(request: Request) -> Fault | None:
+        asked.append(request)
+        return Fault() if not comes_back or len(asked) < 7 else None
+
+    server.fault = reset
+    patience = (
+        "import trialkeeper.resuming as r, trialkeeper.store.wire as w\n"
+        "r.PATIENCE, r.PAUSE, w.PAUSE_LIMIT = " + f"{30 if comes_back else 1}, 0.05, 0.05\n"
+    )
+    left = place.run(patience + SAVING + UNTIL, 2)
+    assert "where to begin is not known yet: the bucket trials at" in left.err
+    server.fault = lambda _: None
+    assert [row["training_iteration"] for row in place.rows(2)] == ([6, 7, 8, 9] if comes_back else [])
 
 
 def test_an_object_that_is_broken_is_passed_over_for_an_older_checkpoint(place: BucketPlace, server: Fake) -> None:
@@ -176,9 +198,8 @@ def test_keys_are_lent_by_the_report_service_and_renewed_with_the_newest_token(
         service.answer = answer
         place.url, place.keys = f"{server.url}&credentials=report", service.variables
         left = place.run(
-            SAVING + "import time\nend = time.monotonic() + 3\nfor i in range(start, 9):\n"
-            "    trialkeeper.report({'loss': 1.0}, checkpoint=save)\n"
-            "    while time.monotonic() < end - 3 + i / 4: pass"
+            SAVING + "import threading\nfor i in range(start, 9):\n"
+            "    trialkeeper.report({'loss': 1.0}, checkpoint=save)\n    threading.Event().wait(0.35)"
         )
         assert (left.end, left.err) == (("complete", ""), "")
         asked = [p.token for p in service.posted if p.path == "/v1/credentials"]
@@ -224,3 +245,20 @@ def test_a_trainer_on_a_directory_loads_nothing_of_a_bucket(place: BucketPlace) 
 def test_the_context_says_where_the_trial_is(place: BucketPlace) -> None:
     left = place.run("print(trialkeeper.get_context().store)")
     assert left.out == f"{place.url.partition('?')[0]}/t?{place.url.partition('?')[2]}\n"
+
+
+def test_a_trial_goes_on_where_another_one_ended_in_the_same_bucket(server: Fake, tmp_path: Path) -> None:
+    variables = {"TRIALKEEPER_PREFIX": "default/a-1/00000"}
+    donor = BucketPlace(tmp_path, url=server.url, keys={**KEYS, **variables})
+    donor.settings["checkpoint"] = {"frequency": 2}
+    assert donor.run(SAVING + KILLED_AT).code == -signal.SIGKILL
+    key = f"{variables['TRIALKEEPER_PREFIX']}/manifests/a000001-i000000000004.json"
+    variables = {"TRIALKEEPER_PREFIX": "default/b-2/00000", "TRIALKEEPER_BASE": key}
+    heir = BucketPlace(tmp_path / "heir", url=server.url, keys={**KEYS, **variables})
+    left = heir.run(SAVING + KILLED_AT.replace("== 1", "== 9"))
+    assert left.end == ("complete", ""), left.err
+    assert [row["training_iteration"] for row in heir.rows(1)] == [5, 6, 7, 8, 9]
+    assert left.last is not None
+    assert left.last.resumed is not None
+    assert (left.last.resumed.attempt, left.last.resumed.iteration) == (0, 4)
+    assert left.last.metrics["loss"].max == 1.0

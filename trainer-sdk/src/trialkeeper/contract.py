@@ -30,6 +30,7 @@ ENV_SETTINGS = "TRIALKEEPER_SETTINGS"  # JSON: objectives, onNonFinite, stop, ch
 ENV_STORE = "TRIALKEEPER_STORE"  # a URL: file:///folder, or s3://bucket?endpoint=http://host:port&region=name
 ENV_STORE_CA = "TRIALKEEPER_STORE_CA"  # PEM: whom to trust for the store's certificate, absent: the system's
 ENV_PREFIX = "TRIALKEEPER_PREFIX"  # the trial's keys begin with it, see `prefix`
+ENV_BASE = "TRIALKEEPER_BASE"  # where the first attempt begins: `inherited_key`s, the nearest first, joined by commas
 ENV_SCRATCH = "TRIALKEEPER_SCRATCH"  # a folder that lives as long as the pod
 ENV_TERMINATION_LOG = "TRIALKEEPER_TERMINATION_LOG"  # default /dev/termination-log
 ENV_REPORT = "TRIALKEEPER_REPORT"  # where live values go: file:///path of a file to replace, or https://host:port
@@ -82,6 +83,7 @@ REASON_INTERRUPTED = "Interrupted"
 REASON_STALE_ATTEMPT = "StaleAttempt"
 
 MESSAGE_LIMIT = 3072  # bytes; the kubelet cuts a termination message at 4,096
+KEY_LIMIT = 256  # characters
 ERROR_LIMIT = 1024  # bytes of an exception's text
 TIME_LIMIT = 1e11  # seconds: a time or a duration beyond it is none, and no calendar has it
 
@@ -108,6 +110,8 @@ class CheckpointRef:
 @dataclass(frozen=True)
 class Resumed:
     """Where this attempt began, stated once it is known; iteration 0 means from the start.
+
+    `attempt` is the one that wrote the checkpoint; 0 at a higher iteration: it was inherited from another prefix.
 
     `lostIterations` counts what the attempt before had reported beyond that point and what is run again,
     `lostBefore` the sum of all earlier such statements, so that one that is never heard is not missed.
@@ -237,7 +241,7 @@ def _message(value: dict[str, Any]) -> Message:
         else CheckpointRef(
             attempt=_count(checkpoint["attempt"]),
             iteration=_count(checkpoint["iteration"]),
-            key=_string(checkpoint["key"], 256),
+            key=_string(checkpoint["key"], KEY_LIMIT),
             time=_seconds(checkpoint["time"]),
         ),
         metrics={
@@ -280,6 +284,13 @@ def ended_key(attempt: int) -> str:
     return f"ended/a{attempt:06d}.json"
 
 
+def inherited_key(donor: str, attempt: int, iteration: int) -> str:
+    """A checkpoint under another trial's prefix; attempt and iteration 0 name none, and leave the choice open."""
+    return f"{donor}/{manifest_key(attempt, iteration)}"
+
+
+_SEGMENT = "[a-zA-Z0-9][-a-zA-Z0-9]*"  # never a dot, so that no key leaves the store
+_INHERITED = re.compile(rf"({_SEGMENT}(?:/{_SEGMENT})*)/(manifests/a\d{{6}}-i\d{{12}}\.json)")
 _MANIFEST = re.compile(r"manifests/a(\d{6})-i(\d{12})\.json")
 _ATTEMPT = re.compile(r"attempts/(\d{6})\.json")
 
@@ -288,6 +299,13 @@ def parse_manifest_key(key: str) -> tuple[int, int] | None:
     """(attempt, iteration) of a manifest's key, None for any other key."""
     match = _MANIFEST.fullmatch(key)
     return (int(match[1]), int(match[2])) if match else None
+
+
+def parse_inherited_key(key: str) -> tuple[str, int, int] | None:
+    """(the donor's prefix, attempt, iteration) of a checkpoint's key under another prefix, None for any other key."""
+    match = _INHERITED.fullmatch(key) if len(key) <= KEY_LIMIT else None
+    found = parse_manifest_key(match[2]) if match else None
+    return (match[1], *found) if match and found else None
 
 
 def parse_attempt_key(key: str) -> int | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trialkeeper import contract
-from trialkeeper.store.opening import check, path_of
+from trialkeeper.store.address import check, path_of
 
 PLAIN_STORE = "trialkeeper-store"
 ENV_PLAIN = "TRIALKEEPER_PLAIN"  # set by a plain run for its workers: attempt:folder
@@ -39,6 +39,7 @@ class Environment:
     termination_log: Path | None
     report: str  # a URL, empty for nowhere
     mtbf: float
+    base: tuple[str, ...] = ()  # inherited checkpoints that the first attempt may begin from, the nearest first
     hold: int = 0  # the iteration at which this attempt waits for the drill's kill, 0 for none
     grace: float = DEFAULT_GRACE  # seconds from SIGTERM to SIGKILL
     store_ca: str = ""
@@ -135,12 +136,21 @@ def read(env: Mapping[str, str], *, worker: bool = False) -> Environment:
         termination_log=Path(env.get(contract.ENV_TERMINATION_LOG, "/dev/termination-log")),
         report=_url(env, contract.ENV_REPORT, _check_report) if env.get(contract.ENV_REPORT) else "",
         mtbf=_number(env, contract.ENV_MTBF_SECONDS, DEFAULT_MTBF),
+        base=_bases(env),
         hold=_hold(env),
         grace=_number(env, contract.ENV_GRACE_SECONDS, DEFAULT_GRACE),
         store_ca=env.get(contract.ENV_STORE_CA, ""),
         report_ca=env.get(contract.ENV_REPORT_CA, ""),
         token_file=Path(env[contract.ENV_TOKEN_FILE]) if env.get(contract.ENV_TOKEN_FILE) else None,
     )
+
+
+def _bases(env: Mapping[str, str]) -> tuple[str, ...]:
+    keys = tuple(key for key in env.get(contract.ENV_BASE, "").split(",") if key)
+    for key in keys:
+        if contract.parse_inherited_key(key) is None:
+            raise ValueError(f"{contract.ENV_BASE} names no checkpoint: {key[:80]!r}")
+    return keys
 
 
 def _hold(env: Mapping[str, str]) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from trialkeeper import contract
 from trialkeeper.store import Missing, Store
@@ -31,28 +31,61 @@ def records(store: Store) -> dict[int, dict[str, Any]]:
 
 
 def _base(record: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(attempt, iteration) of a base under the trial's own prefix."""
     key = record.get("base")
     return contract.parse_manifest_key(key) if isinstance(key, str) else None
 
 
-def visible(manifests: Iterable[str], attempts: Mapping[int, Mapping[str, Any]], attempt: int) -> list[tuple[int, int]]:
-    """(attempt, iteration) of the checkpoints that attempt number `attempt` may begin from, newest first."""
-    committed = {found for key in manifests if (found := contract.parse_manifest_key(key)) is not None}
-    branch: list[tuple[int, int]] = []
+def _inherited(record: Mapping[str, Any]) -> tuple[str, int, int] | None:
+    """(donor's prefix, attempt, iteration) of a base under another prefix."""
+    key = record.get("base")
+    return contract.parse_inherited_key(key) if isinstance(key, str) else None
+
+
+class Branch(NamedTuple):
+    """What an attempt goes back to: its own attempts, each up to an iteration (None: all of it), and their root.
+
+    `root` is the inherited checkpoint that the oldest of them began from, None if that was the start; unless
+    `known`, nobody has begun yet, or its record cannot be read.
+    """
+
+    links: list[tuple[int, int | None]]
+    root: tuple[str, int, int] | None
+    known: bool
+
+
+def branch(attempts: Mapping[int, Mapping[str, Any]], attempt: int) -> Branch:
+    """The branch of attempt number `attempt`, the newest link first."""
+    links: list[tuple[int, int | None]] = []
     at = max((n for n in attempts if n <= attempt), default=0)
     bound: int | None = None
     seen: set[int] = set()
     while at and at not in seen:
         seen.add(at)
-        own = [m for m in committed if m[0] == at and (bound is None or m[1] <= bound)]
-        branch += sorted(own, reverse=True)
-        if at in attempts and not attempts[at]:
+        links.append((at, bound))
+        record = attempts.get(at, {})
+        if at in attempts and not record:
             # Its record cannot be read, so nobody knows its base: the attempt before it is the best guess.
             at, bound = max((n for n in attempts if n < at), default=0), None
             continue
-        base = _base(attempts.get(at, {}))
-        at, bound = base if base is not None else (0, None)
-    return branch
+        base = _base(record)
+        if base is None:
+            return Branch(links, _inherited(record), bool(record))
+        at, bound = base
+    return Branch(links, None, False)
+
+
+def visible(manifests: Iterable[str], attempts: Mapping[int, Mapping[str, Any]], attempt: int) -> list[tuple[int, int]]:
+    """(attempt, iteration) of the checkpoints that attempt number `attempt` may begin from, newest first.
+
+    Those alone that are under the trial's own prefix: what comes before them is the branch's root.
+    """
+    committed = {found for key in manifests if (found := contract.parse_manifest_key(key)) is not None}
+    in_order: list[tuple[int, int]] = []
+    for at, bound in branch(attempts, attempt).links:
+        own = [m for m in committed if m[0] == at and (bound is None or m[1] <= bound)]
+        in_order += sorted(own, reverse=True)
+    return in_order
 
 
 def last_iteration(store: Store, attempt: int) -> int:
@@ -71,8 +104,9 @@ def lost(store: Store, attempts: Mapping[int, Mapping[str, Any]], attempt: int, 
     reached = 0
     for number in earlier:
         record = attempts[number]
-        began = _base(record)
-        reached = max(reached, last_iteration(store, number), began[1] if began else 0)
+        began, inherited = _base(record), _inherited(record)
+        start = began[1] if began else inherited[2] if inherited else 0
+        reached = max(reached, last_iteration(store, number), start)
         if record:
             said = sum(v for f in ("lostIterations", "lostBefore") if isinstance(v := record.get(f), int))
             return max(0, reached - base_iteration), said

@@ -65,7 +65,7 @@ class Reporter:
         if self._exit is not None:
             raise self._exit()
         if self._begun or not self.session.owner:
-            return resuming.newest(self.store, self.env.attempt)
+            return resuming.newest(self.store, self.env)
         self._begin(asked=True)
         return self._base
 
@@ -93,7 +93,9 @@ class Reporter:
 
     def _look(self, *, asked: bool) -> resuming.Begun:
         try:
-            return resuming.begin(self.store, self.env, asked=asked)
+            if asked:
+                return resuming.begin_patiently(self.store, self.env, self.session.await_signal)
+            return resuming.begin(self.store, self.env, asked=False)
         except resuming.Superseded as why:
             self._fenced(str(why))
         except OSError as error:

@@ -1,23 +1,29 @@
 """Where an attempt begins: the newest checkpoint that is whole, and the claim that fences everybody older.
 
 The claim is the fence: from the moment it is in the store, what an earlier attempt commits is outside of the
-visible branch. It is put when the base has become definite, and not before.
+visible branch. It is put when the base has become definite, and not before. A trial that goes on where another
+one ended begins from that one's prefix, and keeps everything of its own under its own.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from trialkeeper import contract, history, manifest, session
 from trialkeeper.checkpoint import Checkpoint
 from trialkeeper.contract import CheckpointRef, Resumed
 from trialkeeper.environment import Environment
 from trialkeeper.errors import CheckpointCorrupt
-from trialkeeper.store import AlreadyThere, Missing, Store, Unreachable
+from trialkeeper.store import AlreadyThere, Denied, Missing, Store, Unreachable
+from trialkeeper.store.opening import open_at
+
+NEWEST = 10**6  # an attempt that is later than all
+PATIENCE = 120.0  # seconds for a store to come back before a trainer that asked for its checkpoint fails
+PAUSE = 5.0  # seconds between two such questions
 
 
 class Superseded(RuntimeError):
@@ -55,20 +61,70 @@ def load(store: Store, key: str) -> Checkpoint:
     return found
 
 
-def newest(store: Store, attempt: int) -> Checkpoint | None:
-    """The newest whole checkpoint that an attempt may see; what is broken is passed over and told.
+class Candidate(NamedTuple):
+    """A checkpoint that an attempt may begin from. `name` is what its record calls it."""
 
-    :raises OSError: if the store cannot be reached.
+    store: Store
+    key: str
+    name: str
+
+
+def candidates(store: Store, env: Environment) -> Iterator[Candidate]:
+    """What an attempt may begin from, newest first: its own branch, then what that branch was begun from.
+
+    :raises OSError: if a store cannot be read.
     """
-    for number, iteration in history.visible(store.list("manifests/"), history.records(store), attempt):
-        key = contract.manifest_key(number, iteration)
+    attempts = history.records(store)
+    for found in history.visible(store.list("manifests/"), attempts, env.attempt):
+        key = contract.manifest_key(*found)
+        yield Candidate(store, key, key)
+    branch = history.branch(attempts, env.attempt)
+    if branch.known and branch.root is None:
+        return  # the trainer has started over, and that start is the trial's
+    for donor, attempt, iteration in _donors(env, branch.root):
+        place = open_at(env, donor)
+        there = history.visible(place.list("manifests/"), history.records(place), NEWEST)
+        said = (attempt, iteration)
+        if branch.root is not None and donor == branch.root[0]:
+            there = [said, *(other for other in there if other[1] < iteration)]
+        elif iteration and said not in there:
+            there.append(said)
+        for found in there:
+            yield Candidate(place, contract.manifest_key(*found), contract.inherited_key(donor, *found))
+
+
+def _donors(env: Environment, root: tuple[str, int, int] | None) -> list[tuple[str, int, int]]:
+    """Where a branch may have begun, the nearest first: as an earlier attempt has found it, else as we were told."""
+    told = [found for key in env.base if (found := contract.parse_inherited_key(key)) is not None]
+    if root is None:
+        return told
+    places = [donor for donor, _, _ in told]
+    further = told[places.index(root[0]) + 1 :] if root[0] in places else []
+    return [root, *further]
+
+
+def _newest(store: Store, env: Environment) -> tuple[Checkpoint, str] | None:
+    """The newest whole checkpoint that an attempt may see, and its name; what is broken is passed over and told.
+
+    :raises OSError: if a store cannot be reached.
+    """
+    for place, key, name in candidates(store, env):
         try:
-            return load(store, key)
+            return load(place, key), name
         except Unreachable:
             raise  # whether it is whole nobody knows: to pass it over might be to start over
         except (CheckpointCorrupt, Missing, OSError, KeyError, TypeError) as broken:
-            session.warn(f"checkpoint {key} is passed over, an older one is tried: {broken}")
+            session.warn(f"checkpoint {name} is passed over, an older one is tried: {broken}")
     return None
+
+
+def newest(store: Store, env: Environment) -> Checkpoint | None:
+    """The newest whole checkpoint that an attempt may see.
+
+    :raises OSError: if a store cannot be reached.
+    """
+    found = _newest(store, env)
+    return found[0] if found else None
 
 
 def begin(store: Store, env: Environment, *, asked: bool) -> Begun:
@@ -77,17 +133,47 @@ def begin(store: Store, env: Environment, *, asked: bool) -> Begun:
     :raises Superseded: if a later attempt has begun.
     :raises OSError: if the store cannot be read.
     """
-    base = newest(store, env.attempt) if asked else None
+    base = _newest(store, env) if asked else None
     attempts = history.records(store)
-    if not asked and history.visible(store.list("manifests/"), attempts, env.attempt):
+    if not asked and next(candidates(store, env), None) is not None:
         session.warn(
             "get_checkpoint() was not called before the first report(), although there is a checkpoint: "
             "this attempt starts over"
         )
     if any(number > env.attempt for number in attempts):
         raise Superseded("a later attempt of this trial has begun")
-    lost, before = history.lost(store, attempts, env.attempt, base.iteration if base else 0)
+    lost, before = _lost(store, env, attempts, base[0].iteration if base else 0)
     return _begun(env, base, lost, before)
+
+
+def begin_patiently(store: Store, env: Environment, wait: Callable[[float], bool]) -> Begun:
+    """As `begin` for a trainer that asked. A store that does not answer is asked again, since to give up is a failure.
+
+    `wait` waits so many seconds, True if this pod is to go.
+    """
+    end, said = time.monotonic() + PATIENCE, False
+    while True:
+        try:
+            return begin(store, env, asked=True)
+        except Denied:
+            raise
+        except Unreachable as error:
+            if not said:
+                session.warn(f"where to begin is not known yet: {error}")
+            said = True
+            if time.monotonic() >= end or wait(PAUSE):
+                raise
+
+
+def _lost(store: Store, env: Environment, attempts: Mapping[int, Mapping[str, Any]], iteration: int) -> tuple[int, int]:
+    """As `history.lost`; the first attempt that begins repeats what the last one of its donor had done."""
+    if any(number < env.attempt for number in attempts):
+        return history.lost(store, attempts, env.attempt, iteration)
+    for donor, _, _ in _donors(env, None):
+        place = open_at(env, donor)
+        if records := history.records(place):
+            return history.lost(place, records, NEWEST, iteration)
+    return 0, 0
 
 
 def begin_blindly(env: Environment) -> Begun:
@@ -95,19 +181,14 @@ def begin_blindly(env: Environment) -> Begun:
     return _begun(env, None, 0, 0)
 
 
-def _begun(env: Environment, base: Checkpoint | None, lost: int, before: int) -> Begun:
-    reference = None
-    if base is not None:
-        key = contract.manifest_key(base.attempt, base.iteration)
-        reference = CheckpointRef(base.attempt, base.iteration, key, float(base.manifest["reported"]))
-    now = time.time()
-    resumed = Resumed(
-        attempt=base.attempt if base else 0,
-        iteration=base.iteration if base else 0,
-        time=reference.time if reference else now,
-        lostIterations=lost,
-        lostBefore=before,
-    )
+def _begun(env: Environment, found: tuple[Checkpoint, str] | None, lost: int, before: int) -> Begun:
+    base, reference, now = None, None, time.time()
+    resumed = Resumed(0, 0, now, lost, before)
+    if found is not None:
+        base, name = found
+        reference = CheckpointRef(base.attempt, base.iteration, name, float(base.manifest["reported"]))
+        own = contract.parse_manifest_key(name) is not None
+        resumed = Resumed(base.attempt if own else 0, base.iteration, reference.time, lost, before)
     record = {
         "attempt": env.attempt,
         "podUid": env.pod_uid,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from trialkeeper import contract, environment
 from trialkeeper.contract import Message
-from trialkeeper.store.opening import path_of
+from trialkeeper.store.address import path_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -233,11 +233,12 @@ class Session:
             self.last_words(self.message)
         self.tell(last=True)
 
-    def await_signal(self, seconds: float) -> None:
-        """Wait until this process is asked to go, or so many seconds."""
+    def await_signal(self, seconds: float) -> bool:
+        """Wait until this process is asked to go, or so many seconds; whether it was asked."""
         deadline = time.monotonic() + seconds
         while not self.signalled and time.monotonic() < deadline:
             threading.Event().wait(0.01)
+        return self.signalled
 
     def _at_exit(self) -> None:
         if not self.owner or self._ended:

@@ -89,7 +89,48 @@ class Timeouts(Model):
 
     first_report_seconds: float = Field(default=0.0, ge=0, le=YEARS)
     progress_seconds: float = Field(default=0.0, ge=0, le=YEARS)
+    node_lost_seconds: float = Field(default=60.0, ge=0, le=YEARS)
     grace_seconds: StrictInt = Field(default=30, ge=1, le=3600)
+
+
+class RestoreFrom(Model):
+    """The snapshot to go on from: its ConfigMap in the same namespace."""
+
+    config_map: StrictStr = Field(min_length=1, max_length=names.OBJECT_NAME_LIMIT, pattern=names.OBJECT_NAME)
+
+
+class S3Storage(Model):
+    """A bucket of one's own. The Secret has access-key and secret-key, the ConfigMap ca.crt; both in the namespace."""
+
+    bucket: StrictStr = Field(min_length=3, max_length=63, pattern=names.BUCKET)
+    endpoint: StrictStr | None = Field(default=None, max_length=512, pattern=names.ENDPOINT)
+    region: StrictStr = Field(default="us-east-1", min_length=1, max_length=64)
+    secret_name: StrictStr | None = Field(
+        default=None, min_length=1, max_length=names.OBJECT_NAME_LIMIT, pattern=names.OBJECT_NAME
+    )
+    ca_config_map: StrictStr | None = Field(
+        default=None, min_length=1, max_length=names.OBJECT_NAME_LIMIT, pattern=names.OBJECT_NAME
+    )
+
+
+class VolumeStorage(Model):
+    """A volume that every pod mounts at `path`: its claim must let several nodes write if there are several."""
+
+    claim_name: StrictStr = Field(min_length=1, max_length=names.OBJECT_NAME_LIMIT, pattern=names.OBJECT_NAME)
+    path: StrictStr = Field(default="/checkpoints", min_length=2, max_length=512, pattern=names.FOLDER)
+
+
+class Storage(Model):
+    """Where checkpoints and results go, instead of the installation's store: exactly one of the two."""
+
+    s3: S3Storage | None = None
+    volume: VolumeStorage | None = None
+
+
+class DeletionPolicy(Model):
+    """What becomes of things when the Experiment is deleted."""
+
+    snapshot: Literal["Keep", "Delete"] = "Keep"
 
 
 class Variable(Model):
@@ -153,6 +194,9 @@ class ExperimentSpec(Model):
     checkpoint: CheckpointPolicy = CheckpointPolicy()
     failure_policy: FailurePolicy = FailurePolicy()
     timeouts: Timeouts = Timeouts()
+    storage: Storage | None = None
+    restore_from: RestoreFrom | None = None
+    deletion_policy: DeletionPolicy = DeletionPolicy()
     trainer_container: StrictStr | None = Field(default=None, min_length=1, max_length=63)
     template: PodTemplate
 
@@ -173,12 +217,22 @@ class Best(StatusModel):
     checkpoint: str | None = Field(default=None, max_length=256)
 
 
+class Restored(StatusModel):
+    """Whose trials were taken over from a snapshot, how many, and how many of them were over already."""
+
+    experiment: str = Field(max_length=40)
+    uid: str = Field(max_length=64)
+    trials: int = Field(ge=0)
+    finished: int = Field(ge=0)
+
+
 class ExperimentStatus(StatusModel):
     """Written by the operator alone: counts and sums over the trials, never lists of names."""
 
     observed_generation: int | None = None
     phase: str | None = Field(default=None, max_length=32)
     template_hash: str | None = Field(default=None, max_length=64)
+    restored: Restored | None = None
     trials: int = 0
     active: int = 0
     finished: int = 0

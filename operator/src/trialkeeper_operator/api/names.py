@@ -13,6 +13,7 @@ EXPERIMENT = "Experiment"
 TRIAL = "Trial"
 POD = "Pod"
 CONFIG_MAP = "ConfigMap"
+NODE = "Node"
 
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGED_BY = "trialkeeper"
@@ -26,6 +27,12 @@ EXPERIMENT_NAME_LIMIT = 40  # a pod's name adds index, attempt and rank, and end
 
 LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"  # how a container may be called
 
+OBJECT_NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"  # of objects of other kinds
+OBJECT_NAME_LIMIT = 253
+BUCKET = r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$"
+ENDPOINT = r"^https?://[^/?#@ ]+$"
+FOLDER = r"^/[^:]*$"
+
 TRIALS_LIMIT = 10_000  # trials of an experiment
 
 # Condition types.
@@ -37,6 +44,7 @@ SNAPSHOT_KEPT = "SnapshotKept"  # there only if it once could not be kept
 # Reasons of Accepted=False.
 INVALID = "Invalid"
 TEMPLATE_CHANGED = "TemplateChanged"
+NOT_RESTORED = "NotRestored"
 POD_REFUSED = "PodRefused"
 
 # Reasons of an experiment's Succeeded condition. Those of STOPPING end its trials.

@@ -171,6 +171,12 @@ EXPERIMENT: tuple[Rule, ...] = (
         unless("", lambda t: ("below" in t) != ("above" in t)),
     ),
     Rule(
+        "spec.storage",
+        "needs exactly one of s3, volume",
+        "has(self.s3) != has(self.volume)",
+        unless("", lambda s: ("s3" in s) != ("volume" in s)),
+    ),
+    Rule(
         "spec",
         "is not the name of a container in spec.template",
         "!has(self.trainerContainer) || self.template.spec.containers.exists(c, c.name == self.trainerContainer)",
@@ -192,8 +198,8 @@ EXPERIMENT: tuple[Rule, ...] = (
     Rule(
         "spec",
         "cannot change: create a new experiment",
-        _equal_cel("search", "trainerContainer", "onNonFinite"),
-        transition=changed("search", "trainerContainer", "onNonFinite"),
+        _equal_cel("search", "trainerContainer", "onNonFinite", "restoreFrom", "storage"),
+        transition=changed("search", "trainerContainer", "onNonFinite", "restoreFrom", "storage"),
     ),
     Rule(
         "spec",
@@ -244,7 +250,7 @@ TRIAL: tuple[Rule, ...] = (
     Rule(
         "spec",
         "cannot change: only spec.desired may",
-        _equal_cel("experiment", "experimentUid", "index", "name", "parameters", "note", "seed"),
-        transition=changed("experiment", "experimentUid", "index", "name", "parameters", "note", "seed"),
+        _equal_cel("experiment", "experimentUid", "index", "name", "parameters", "note", "seed", "base"),
+        transition=changed("experiment", "experimentUid", "index", "name", "parameters", "note", "seed", "base"),
     ),
 )

@@ -83,6 +83,10 @@ _TYPES = {
 _PATTERNS = {
     parameters.NAME: "use letters, digits and _, and begin with a letter or _",
     names.LABEL: "use lower-case letters, digits and -, and begin and end with a letter or digit",
+    names.BUCKET: "a bucket's name has 3 to 63 lower-case letters, digits, - and .",
+    names.ENDPOINT: "write http://host:port or https://host:port",
+    names.FOLDER: "write an absolute path, without :",
+    names.OBJECT_NAME: "use lower-case letters, digits, - and ., and begin and end with a letter or digit",
 }
 _BOUNDS = {
     "greater_than_equal": ("at least", "ge"),

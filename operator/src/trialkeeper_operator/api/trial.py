@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from trialkeeper import contract
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.conditions import Condition
 from trialkeeper_operator.api.resource import Model, Resource, StatusModel
 from trialkeeper_operator.api.times import Time
 
+BASES_LIMIT = 8  # restores of restores that are looked through for a checkpoint
+BaseKey = Annotated[str, Field(max_length=contract.KEY_LIMIT)]
+
 
 class TrialSpec(Model):
-    """Written by the operator; `desired` belongs to people."""
+    """Written by the operator; `desired` belongs to people.
+
+    `base`: for the first attempt of a trial that goes on where others ended, keys of checkpoints under their
+    prefixes, the nearest first; the newest one under each of those prefixes is as good.
+    """
 
     experiment: str = Field(max_length=40)
     experiment_uid: str = Field(max_length=64)
@@ -22,6 +30,7 @@ class TrialSpec(Model):
     parameters: dict[str, Any] = Field(default_factory=dict, max_length=64)
     note: str | None = Field(default=None, max_length=256)
     seed: int = Field(default=0, ge=0, lt=2**53)
+    base: list[BaseKey] | None = Field(default=None, max_length=BASES_LIMIT)
     desired: Literal["Run", "Pause", "Stop"] = "Run"
 
 

@@ -45,6 +45,7 @@ class Ending:
     message: str
     exit_code: int | None = None
     time: str | None = None  # RFC 3339, when the container finished, where the pod says so
+    node: str | None = None
     said: Message | None = None  # the trainer's last words, if they are this attempt's
 
 
@@ -148,6 +149,13 @@ def gather(
         reported=reported or bool(said and (said.firstReport or said.iteration)),
         metrics={} if said else plain_metrics(text),
     )
+
+
+def node_of(pod: Mapping[str, Any] | None) -> str | None:
+    """The node that a pod is bound to."""
+    spec = (pod or {}).get("spec")
+    node = spec.get("nodeName") if isinstance(spec, dict) else None
+    return node if isinstance(node, str) and 0 < len(node) <= 253 else None
 
 
 def ended(pod: Mapping[str, Any], container: str) -> bool:
@@ -355,6 +363,7 @@ def classify(
         message=contract.plain(message[:1024]),
         exit_code=evidence.exit_code,
         time=finished if isinstance(finished, str) else None,
+        node=node_of(pod),
         said=evidence.said or _plain(evidence, attempt),
     )
 

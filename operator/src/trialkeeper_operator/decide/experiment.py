@@ -182,7 +182,9 @@ def _stalled(
 
 
 def _running(status: ExperimentStatus, now: float, reason: str, message: str) -> ExperimentStatus:
-    phase = "Stopping" if reason in names.STOPPING else "Running"
+    stalled = _condition(status, names.STALLED)
+    going = "Stalled" if stalled is not None and stalled.status == "True" else "Running"
+    phase = "Stopping" if reason in names.STOPPING else going
     status = status.model_copy(update={"phase": phase, "completion_time": None})
     return _with(status, names.SUCCEEDED, "Unknown", reason, message, now)
 

@@ -170,6 +170,7 @@ def close(status: TrialStatus, ending: Ending, policy: FailurePolicy, now: float
         reason=ending.reason,
         message=ending.message,
         exit_code=ending.exit_code,
+        node=ending.node,
         start_time=pod.start_time if pod else end_time,
         end_time=end_time,
         first_report_time=pod.first_report_time if pod else None,

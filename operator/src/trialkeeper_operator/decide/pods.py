@@ -11,10 +11,11 @@ import copy
 import json
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote, urlencode
 
 from trialkeeper import contract
 from trialkeeper_operator.api import names
-from trialkeeper_operator.api.experiment import Experiment
+from trialkeeper_operator.api.experiment import Experiment, Storage
 from trialkeeper_operator.api.trial import Trial
 
 SCRATCH = "/trialkeeper"
@@ -49,6 +50,21 @@ class Site:
         return {name: value for name, value in values.items() if value}
 
 
+def inherited(trial: Trial) -> list[str]:
+    """The keys of `spec.base` under other trials' prefixes in the same namespace.
+
+    Trials are objects that others may write, too: no trainer is sent, or let, into anything else.
+    """
+    found = [(key, contract.parse_inherited_key(key)) for key in trial.spec.base or ()]
+    places = [(key, parsed[0].split("/")) for key, parsed in found if parsed is not None]
+    return [key for key, steps in places if len(steps) == 3 and steps[0] == trial.namespace]
+
+
+def donors(trial: Trial) -> set[str]:
+    """The experiments' folders in the store that a trial may have to read beside its own."""
+    return {key.rpartition("/manifests/")[0].rpartition("/")[0] for key in inherited(trial)}
+
+
 def settings(experiment: Experiment) -> dict[str, Any]:
     """What the trainer judges by itself, as the SDK reads it from its environment."""
     spec = experiment.spec.to_object()
@@ -75,6 +91,8 @@ def environment(experiment: Experiment, trial: Trial, attempt: int) -> dict[str,
         contract.ENV_SETTINGS: json.dumps(settings(experiment), separators=compact),
         contract.ENV_PREFIX: contract.prefix(trial.namespace, experiment.name, experiment.uid, trial.spec.index),
     }
+    bases = inherited(trial)
+    values |= {contract.ENV_BASE: ",".join(bases)} if bases else {}
     for name, value in parameters.items():
         text = value if isinstance(value, str) else json.dumps(value)
         values[contract.ENV_PARAM_PREFIX + name.upper()] = text
@@ -90,11 +108,15 @@ def render(experiment: Experiment, trial: Trial, attempt: int, site: Site | None
     container = next(c for c in spec["containers"] if c["name"] == experiment.spec.container_name)
     injected = environment(experiment, trial, attempt) | {contract.ENV_GRACE_SECONDS: str(grace)}
     defaults: dict[str, str] = {}
+    referred: list[dict[str, Any]] = []
     if site is not None:
         injected |= site.environment()
         defaults = _grouping(experiment, trial)
         _settle(spec, container, site)
-    container["env"] = _variables(container.get("env") or [], injected, defaults)
+        if experiment.spec.storage is not None:
+            own, referred = _own_store(spec, container, experiment.spec.storage)
+            injected = {k: v for k, v in injected.items() if k not in _STORE} | own
+    container["env"] = _variables(container.get("env") or [], injected, defaults, referred)
     container.setdefault("terminationMessagePolicy", "FallbackToLogsOnError")
     return {
         "apiVersion": "v1",
@@ -117,13 +139,42 @@ def render(experiment: Experiment, trial: Trial, attempt: int, site: Site | None
     }
 
 
-def _variables(own: list[dict[str, Any]], injected: dict[str, str], defaults: dict[str, str]) -> list[dict[str, Any]]:
+_STORE = frozenset({contract.ENV_STORE, contract.ENV_STORE_CA})
+
+
+def _own_store(
+    spec: dict[str, Any], container: dict[str, Any], storage: Storage
+) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """(variables, variables by reference) of an experiment's own store; a volume is mounted."""
+    if storage.volume is not None:
+        claim = {"persistentVolumeClaim": {"claimName": storage.volume.claim_name}}
+        _mount(spec, container, "trialkeeper-store", storage.volume.path, claim)
+        return {contract.ENV_STORE: f"file://{quote(storage.volume.path)}"}, []
+    bucket = storage.s3
+    assert bucket is not None  # a rule: exactly one of the two
+    query = {"region": bucket.region} | ({"endpoint": bucket.endpoint} if bucket.endpoint else {})
+    referred = []
+    if bucket.secret_name is not None:
+        for variable, key in (("AWS_ACCESS_KEY_ID", "access-key"), ("AWS_SECRET_ACCESS_KEY", "secret-key")):
+            source = {"secretKeyRef": {"name": bucket.secret_name, "key": key}}
+            referred.append({"name": variable, "valueFrom": source})
+    if bucket.ca_config_map is not None:
+        source = {"configMapKeyRef": {"name": bucket.ca_config_map, "key": "ca.crt"}}
+        referred.append({"name": contract.ENV_STORE_CA, "valueFrom": source})
+    return {contract.ENV_STORE: f"s3://{bucket.bucket}?{urlencode(query)}"}, referred
+
+
+def _variables(
+    own: list[dict[str, Any]], injected: dict[str, str], defaults: dict[str, str], referred: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
     """Ours first, since $(VAR) in the template's may refer to them."""
-    kept = [e for e in own if e.get("name") not in injected | {contract.ENV_POD_UID: ""}]
+    ours = {contract.ENV_POD_UID, *injected, *(e["name"] for e in referred)}
+    kept = [e for e in own if e.get("name") not in ours]
     named = {e.get("name") for e in kept}
     return [
         {"name": contract.ENV_POD_UID, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
         *({"name": name, "value": value} for name, value in injected.items()),
+        *referred,
         *({"name": name, "value": value} for name, value in defaults.items() if name not in named),
         *kept,
     ]

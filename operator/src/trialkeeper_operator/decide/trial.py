@@ -25,6 +25,8 @@ from trialkeeper_operator.decide.waiting import waiting
 
 Object = Mapping[str, Any]
 
+LEAVING = 5.0  # seconds between two looks at a pod that is being deleted
+
 
 @dataclass(frozen=True)
 class View:
@@ -43,6 +45,7 @@ class View:
     last: Object | None = None
     gone: bool = False
     site: Site | None = None  # the cluster that pods are for, None: this machine
+    silent: bool = False  # whether the node of a pod that is being deleted does not answer, or is gone
 
 
 @dataclass(frozen=True)
@@ -127,20 +130,24 @@ def _succeeded_reason(experiment: Experiment) -> str:
 
 def _observed(view: View, status: TrialStatus) -> TrialStatus | None:
     """The status to store, completed by what follows from its phase; None if it is what is stored already."""
+    status = completed(status, view.trial.generation, view.trial.created)
+    return None if status == view.trial.status else status
+
+
+def completed(status: TrialStatus, generation: int, created: str) -> TrialStatus:
+    """A status with what follows from its phase; `created` is when its trial was."""
     phase = status.phase
     verdict: Verdict = "True" if phase == "Succeeded" else "False" if phase in ledger.FINAL else "Unknown"
     reason, message = (status.reason or phase, status.message) if phase in ledger.FINAL else (phase, "")
-    last_time = status.completion_time or status.start_time or view.trial.created
     condition = Condition(
-        type=names.SUCCEEDED, status=verdict, reason=reason, message=message, last_transition_time=last_time
+        type=names.SUCCEEDED,
+        status=verdict,
+        reason=reason,
+        message=message[:1024],
+        last_transition_time=status.completion_time or status.start_time or created,
     )
-    status = status.model_copy(
-        update={
-            "observed_generation": view.trial.generation,
-            "conditions": set_condition(status.conditions, condition),
-        }
-    )
-    return None if status == view.trial.status else status
+    conditions = set_condition(status.conditions, condition)
+    return status.model_copy(update={"observed_generation": generation, "conditions": conditions})
 
 
 def _rest(view: View, stop: Intent, now: float) -> TrialStatus | None:
@@ -162,7 +169,7 @@ def _leftovers(view: View) -> tuple[Action, ...]:
     return tuple(
         DeletePod(name, pod["metadata"]["uid"])
         for name, pod in sorted(view.pods.items())
-        if not (name == kept and endings.ended(pod, _container(view)))
+        if not pod["metadata"].get("deletionTimestamp") and not (name == kept and endings.ended(pod, _container(view)))
     )
 
 
@@ -195,7 +202,32 @@ def _open(view: View, now: float) -> Plan:
     if ending is not None:
         return _closed(view, status, ending, now)
     assert pod is not None
+    if view.site is not None and pod["metadata"].get("deletionTimestamp"):
+        lost = _lost(view, status, pod, now)
+        if lost is not None:
+            return _closed(view, status, lost, now)
     return _watch(view, status, pod, now)
+
+
+def leaving(view: View) -> Object | None:
+    """The open attempt's pod if it is being deleted and has not ended: only its node can end it."""
+    status = view.trial.status
+    pod = view.pods.get(names.pod_name(view.trial.name, status.attempt)) if status.attempt > status.closed else None
+    gone = pod is None or not pod["metadata"].get("deletionTimestamp")
+    return None if pod is None or gone or endings.ended(pod, _container(view)) else pod
+
+
+def _lost(view: View, status: TrialStatus, pod: Object, now: float) -> Ending | None:
+    """A pod whose node cannot end it would be waited for forever; the fence holds off a trainer that lives on there."""
+    node, limit = endings.node_of(pod), view.experiment.spec.timeouts.node_lost_seconds
+    late = limit > 0 and now >= seconds(pod["metadata"]["deletionTimestamp"]) + limit
+    if not view.silent and not late:
+        return None
+    intended = _intended(status.intent)
+    if intended is not None:
+        return Ending(*intended, node=node)
+    why = "does not answer" if view.silent else f"has not ended the pod {limit:g} s after its grace"
+    return Ending(endings.LOST, "NodeLost", f"node {node} {why}", node=node)
 
 
 def _without_pod(view: View, now: float) -> Plan:
@@ -240,11 +272,18 @@ def _watch(view: View, status: TrialStatus, pod: Object, now: float) -> Plan:
     if intent is None:
         intent, after = _hang(view, status, now)
     if intent is None:
-        return Plan(_observed(view, _held(status, pod)), after=after)
+        return Plan(_observed(view, _held(status, pod)), after=_sooner(after, pod))
     status = status.model_copy(update={"intent": intent})
     assert status.pod is not None
     delete = () if pod["metadata"].get("deletionTimestamp") else (DeletePod(pod["metadata"]["name"], status.pod.uid),)
-    return Plan(_observed(view, status), delete)
+    return Plan(_observed(view, status), delete, after=_sooner(None, pod))
+
+
+def _sooner(after: float | None, pod: Object) -> float | None:
+    """A pod on its way out is looked at again and again: its node may be silent by then."""
+    if not pod["metadata"].get("deletionTimestamp"):
+        return after
+    return LEAVING if after is None else min(after, LEAVING)
 
 
 def _held(status: TrialStatus, pod: Object) -> TrialStatus:

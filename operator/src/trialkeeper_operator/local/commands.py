@@ -46,6 +46,8 @@ def _notes(raw: dict[str, Any], notes: tuple[str, ...]) -> None:
         ignored.append("containers beside the trainer")
     if trainer.get("envFrom"):
         ignored.append("envFrom (its variables come from your shell)")
+    if raw["spec"].get("storage"):
+        ignored.append("spec.storage (checkpoints go to the run's folder)")
     for note in notes:
         click.echo(f"note: {note}", err=True)
     if ignored:
@@ -89,6 +91,7 @@ def run(
 def _run(file: Path, folder: Path, sets: list[str], preempt: int, gpus: str | None, fresh: bool, output: str) -> int:
     from trialkeeper_operator.api.validate import InvalidObject
     from trialkeeper_operator.cluster.journal import JournalCorrupt
+    from trialkeeper_operator.decide.restore import RestoreRefused
     from trialkeeper_operator.local.definition import RunDiffers
     from trialkeeper_operator.local.gpus import parse
     from trialkeeper_operator.local.place import RunBusy
@@ -106,6 +109,8 @@ def _run(file: Path, folder: Path, sets: list[str], preempt: int, gpus: str | No
     request = Request(raw, manifest.folder, where, output=output, preempt=preempt, gpus=ids, fresh=fresh)
     try:
         done = asyncio.run(execute(request))
+    except RestoreRefused as refusal:
+        return _complain(file, [refusal])
     except (RunBusy, RunDiffers, JournalCorrupt) as refusal:
         click.echo(f"trialkeeper: {refusal}", err=True)
         return BAD_INPUT

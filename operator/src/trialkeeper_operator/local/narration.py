@@ -7,6 +7,7 @@ from trialkeeper_operator.api.times import seconds
 from trialkeeper_operator.api.trial import Trial, TrialStatus
 from trialkeeper_operator.decide import ledger
 from trialkeeper_operator.decide.objective import value
+from trialkeeper_operator.decide.restore import TAKEN_OVER
 
 
 def of_trial(old: Trial | None, new: Trial, objective: Objective, log: str) -> list[str]:
@@ -22,7 +23,8 @@ def of_trial(old: Trial | None, new: Trial, objective: Objective, log: str) -> l
             lines.append(f"  {last.message}; output: {log}")
     begun = now.pod is not None and now.pod.from_iteration is not None
     began = begun and not (before.pod is not None and before.pod.from_iteration is not None)
-    if old is not None and now.pod is not None and began and now.attempt > 1:
+    inherited = now.pod is not None and bool(now.pod.from_iteration)
+    if old is not None and now.pod is not None and began and (now.attempt > 1 or inherited):
         lost = now.lost_work.seconds - before.lost_work.seconds
         how = f"resumed from iteration {now.pod.from_iteration}" if now.pod.from_iteration else "started over"
         lines.append(f"{new.name} attempt {now.attempt}: {how}, {lost:.1f} s of work lost")
@@ -41,6 +43,8 @@ def _wait(status: TrialStatus) -> str:
 
 def _over(trial: Trial, objective: Objective, log: str) -> list[str]:
     status = trial.status
+    if status.message.startswith(TAKEN_OVER):
+        return [f"{trial.name}: {status.phase} after {status.iteration} iterations, {status.message}"]
     if status.phase == "Succeeded":
         number = value(objective, status)
         said = status.message if number is None else f"{objective.metric} {number:.5g}"

@@ -25,6 +25,7 @@ from trialkeeper_operator.cluster.memory import Memory
 from trialkeeper_operator.decide import ledger
 from trialkeeper_operator.local import narration, summary
 from trialkeeper_operator.local.definition import NAMESPACE, ensure
+from trialkeeper_operator.local.donors import bring
 from trialkeeper_operator.local.gpus import Gpus
 from trialkeeper_operator.local.kubelet import PREEMPTED, How, Kubelet
 from trialkeeper_operator.local.place import Place, lock
@@ -155,7 +156,7 @@ class Run:
         by_us = [entry.message.startswith(PREEMPTED) for entry in new.status.history]
         if old is None:  # an earlier runner's, with the kills that it has had from it, or a new one
             self.preempter.remember(new.spec.index, sum(by_us))
-        elif new.status.closed > old.status.closed:
+        elif new.status.closed > old.status.closed and by_us:
             self.preempter.ended(new.spec.index, by_us=by_us[-1])
         if self._experiment is not None:
             log = str(self.request.run / "logs" / f"{names.pod_name(new.name, max(new.status.closed, 1))}.log")
@@ -251,6 +252,7 @@ async def execute(request: Request) -> Run:
 
     :raises RunBusy: if another process is at it.
     :raises RunDiffers: if it is another experiment than the one in the journal.
+    :raises RestoreRefused: if there is nothing to go on from where it says.
     """
     held = lock(request.run)
     diary = Diary(request.run / "operator.log")
@@ -260,6 +262,7 @@ async def execute(request: Request) -> Run:
             path.rename(path.with_name(f"journal-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.jsonl"))
         memory, journal = attach(path, now=time.time, admit=admission())
         try:
+            await bring(memory, request.raw, request.run)
             experiment = Experiment.from_object(await ensure(memory, request.raw))
             run = Run(request, experiment, memory, journal)
             diary.tell = run.say

@@ -68,7 +68,8 @@ def _checkpoint(experiment: Experiment, trial: Trial, run: Path) -> str | None:
     known = trial.status.checkpoint
     if known is None:
         return None
-    prefix = _prefix(experiment, trial, run)
+    inherited = contract.parse_inherited_key(known.key)
+    prefix = run / "store" / inherited[0] if inherited else _prefix(experiment, trial, run)
     stem = Path(contract.data_key(known.attempt, known.iteration, "")).name
     found = sorted((prefix / "data").glob(f"{stem}*"))
     return str(found[-1]) if found else None
@@ -132,7 +133,9 @@ def row(experiment: Experiment, trial: Trial) -> tuple[str, ...]:
         "-" if number is None else f"{number:.5g}",
         f"at {status.checkpoint.iteration}" if status.checkpoint else "-",
         str(status.disruptions),
-        f"{lost.iterations} it, {lost.seconds + lost.restart_seconds:.1f} s" if status.attempt > 1 else "-",
+        f"{lost.iterations} it, {lost.seconds + lost.restart_seconds:.1f} s"
+        if status.attempt > 1 or lost.iterations
+        else "-",
         status.reason if status.phase not in ("Running", "Pending") else "",
     )
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from trialkeeper_operator.api import names
-from trialkeeper_operator.api.conditions import Condition
 from trialkeeper_operator.api.experiment import Experiment, ExperimentStatus
-from trialkeeper_operator.api.times import stamp
 from trialkeeper_operator.api.trial import Trial
 from trialkeeper_operator.api.validate import InvalidObject
 from trialkeeper_operator.decide import experiment as decide
 from trialkeeper_operator.decide import waiting
 from trialkeeper_operator.decide.pods import render
 from trialkeeper_operator.decide.waiting import Waiting
-from trialkeeper_operator.reconcile import snapshot
+from trialkeeper_operator.reconcile import restore, snapshot
 from trialkeeper_operator.reconcile.admitted import admitted
 from trialkeeper_operator.reconcile.ask import ask, limit
 from trialkeeper_operator.reconcile.ports import AlreadyExists, Conflict, Invalid, Object, QuotaExceeded
+from trialkeeper_operator.reconcile.refusing import refuse
 from trialkeeper_operator.reconcile.world import Outcome, World
 from trialkeeper_operator.search.check import checked
 from trialkeeper_operator.state.cache import Name, owner_uid
@@ -39,31 +38,36 @@ async def reconcile(world: World, name: Name) -> Outcome:
         return None
     refusal = _refusal(world, dict(raw))
     if refusal is not None:
-        await _refuse(world, dict(raw), str(refusal)[:1024])
+        await refuse(world, dict(raw), names.INVALID, str(refusal))
         return None
     experiment = world.cache.experiment(name)
     if experiment is None:
         return None  # a status of ours that does not fit: another version of us wrote it
+    if restore.pending(experiment):
+        return await restore.carry_out(world, name)
     plan = _planned(world, experiment)
     if plan.create and plan.status.trials == 0 and world.site is not None:
         try:
             await _rehearse(world, experiment)
         except Invalid as refusal:
-            await _refuse(world, dict(raw), f"its pods are refused: {refusal}"[:1024], names.POD_REFUSED)
+            await refuse(world, dict(raw), names.POD_REFUSED, f"its pods are refused: {refusal}")
             return REFUSED
-    if decide.over(plan.status) and plan.status != experiment.status:
-        # The verdict is for good, and its counts are: the cache may have missed a trial, the cluster has not.
-        labels = {names.LABEL_EXPERIMENT: experiment.name}
-        async for trial in world.cluster.list(names.TRIAL, experiment.namespace, labels):
-            world.seen(names.TRIAL, trial)
+    if plan.status != experiment.status and (decide.over(plan.status) or decide.over(experiment.status)):
+        # A verdict is given for good, and taken back for good reasons: the cache may have missed what a trial
+        # has become, the cluster has not.
+        await _list_trials(world, experiment)
         plan = _planned(world, experiment)
     status = plan.status.to_object()
     refused: Waiting | None = None
     try:
         # The snapshot first: once an experiment is called over, nobody may come by again to write it.
         wait = await snapshot.keep(world, dict(raw), status, over=decide.over(plan.status))
-    except Conflict:
-        return snapshot.INTERVAL
+    except snapshot.Behind as behind:
+        found = await world.look(names.EXPERIMENT, name)
+        if found is not None and found["metadata"]["uid"] == experiment.uid:
+            await _list_trials(world, experiment)
+            world.snapshots[experiment.uid] = behind.kept
+        return 0.0
     except snapshot.NotKept as refusal:
         wait, refused = snapshot.RETRY, refusal.why
     plan = replace(plan, status=decide.kept(plan.status, refused, world.now()))
@@ -100,6 +104,12 @@ def _refusal(world: World, raw: Object) -> InvalidObject | None:
         return refusal
     world.accepted[uid] = generation
     return None
+
+
+async def _list_trials(world: World, experiment: Experiment) -> None:
+    labels = {names.LABEL_EXPERIMENT: experiment.name}
+    async for trial in world.cluster.list(names.TRIAL, experiment.namespace, labels):
+        world.seen(names.TRIAL, trial)
 
 
 def _until_counted(world: World, experiment: Experiment, new: ExperimentStatus) -> float:
@@ -150,21 +160,3 @@ async def _rehearse(world: World, experiment: Experiment) -> None:
         await admitted(world, experiment.uid, pod, dry_run=True)
     except (AlreadyExists, QuotaExceeded):
         return  # it is there already, or waits for its turn
-
-
-async def _refuse(world: World, raw: Object, message: str, reason: str = names.INVALID) -> None:
-    """The object breaks rules, whatever let it in: say so once, and leave it alone."""
-    known = (raw.get("status") or {}).get("conditions") or ()
-    if any(c.get("type") == names.ACCEPTED and c.get("message") == message for c in known if isinstance(c, dict)):
-        return
-    condition = Condition(
-        type=names.ACCEPTED,
-        status="False",
-        reason=reason,
-        message=message,
-        last_transition_time=stamp(world.now()),
-    )
-    try:
-        await world.put_status(raw, {"phase": "Invalid", "conditions": [condition.to_object()]})
-    except Conflict:
-        await world.look(names.EXPERIMENT, (raw["metadata"].get("namespace", ""), raw["metadata"]["name"]))

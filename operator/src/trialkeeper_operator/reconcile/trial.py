@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.trial import Trial, TrialStatus
@@ -10,11 +12,13 @@ from trialkeeper_operator.decide import endings, ledger, waiting
 from trialkeeper_operator.decide import trial as decide
 from trialkeeper_operator.decide.endings import Ending
 from trialkeeper_operator.decide.trial import Action, ConfirmAbsence, CreatePod, DeletePod, Plan, View
+from trialkeeper_operator.reconcile import restore
 from trialkeeper_operator.reconcile.admitted import admitted
 from trialkeeper_operator.reconcile.ports import (
     AlreadyExists,
     ClusterError,
     Conflict,
+    Forbidden,
     Invalid,
     NotFound,
     QuotaExceeded,
@@ -23,6 +27,7 @@ from trialkeeper_operator.reconcile.world import Outcome, World
 from trialkeeper_operator.state.cache import Name, owner_uid
 
 _LIVE = frozenset({"iteration", "trained_seconds", "metrics", "save_interval"})
+CHECKPOINTS = 2.0  # seconds between two writes of a trial's newest checkpoint, at least
 NAME_TAKEN = 30.0  # seconds until a pod's name that somebody else has is tried again
 NO_ROOM = 15.0  # seconds until a pod that the quota has refused is tried again
 
@@ -32,6 +37,9 @@ async def reconcile(world: World, name: Name) -> Outcome:
     view = _view(world, name)
     if view is None:
         return None
+    pod = decide.leaving(view) if world.site is not None else None
+    if pod is not None and await _silent(world, pod):
+        view = replace(view, silent=True)
     plan = decide.plan(view, world.now())
     if any(isinstance(action, ConfirmAbsence) for action in plan.actions):
         view = await _confirmed(world, name, view)
@@ -56,10 +64,27 @@ def _view(world: World, name: Name) -> View | None:
     experiment = world.cache.experiment((trial.namespace, trial.spec.experiment))
     if experiment is None or experiment.uid != trial.spec.experiment_uid or experiment.deleting:
         return None
+    if not restore.may_run(experiment):
+        return None  # its status may not be recorded yet: what is over would look like what has not begun
     report, heard = world.reports.get(name, (None, None))
     pod = trial.status.pod
     last = world.cache.last_pod((trial.namespace, pod.name), pod.uid) if pod else None
     return View(experiment, trial, world.cache.pods_of(trial), report, heard, last, site=world.site)
+
+
+async def _silent(world: World, pod: Mapping[str, Any]) -> bool:
+    """Whether a pod's node is gone or has not been heard of; False where nodes may not be read."""
+    node = endings.node_of(pod)
+    if node is None:
+        return False
+    try:
+        found = await world.cluster.get(names.NODE, "", node)
+    except Forbidden:
+        return False
+    if found is None:
+        return True
+    conditions = (found.get("status") or {}).get("conditions") or ()
+    return any(c.get("type") == "Ready" and c.get("status") == "Unknown" for c in conditions)
 
 
 async def _confirmed(world: World, name: Name, view: View) -> View | None:
@@ -74,13 +99,12 @@ async def _confirmed(world: World, name: Name, view: View) -> View | None:
 
 
 async def _store(world: World, name: Name, trial: Trial, plan: Plan) -> Outcome:
-    """Write the status, unless only live values differ and the last write of those is too young."""
+    """Write the status, unless only what changes all the time differs and the last write is too young."""
     if plan.status is None:
         return None
-    if _only_live(trial.status, plan.status):
-        left = world.live_writes.get(name, 0.0) + world.status_interval - world.now()
-        if left > 0:
-            return left
+    left = world.live_writes.get(name, 0.0) + _patience(world, trial.status, plan.status) - world.now()
+    if left > 0:
+        return left
     world.live_writes[name] = world.now()
     raw = world.cache.raw(names.TRIAL, name)
     if raw is None or raw["metadata"].get("resourceVersion") != trial.resource_version:
@@ -91,15 +115,20 @@ async def _store(world: World, name: Name, trial: Trial, plan: Plan) -> Outcome:
     return None
 
 
-def _only_live(old: TrialStatus, new: TrialStatus) -> bool:
-    return old.model_copy(update={field: getattr(new, field) for field in _LIVE}) == new
+def _patience(world: World, old: TrialStatus, new: TrialStatus) -> float:
+    """Seconds between two writes of what differs: the store has it all, so a trainer's pace is not the API server's."""
+    if old.model_copy(update={field: getattr(new, field) for field in _LIVE}) == new:
+        return world.status_interval
+    if old.model_copy(update={field: getattr(new, field) for field in (*_LIVE, "checkpoint")}) == new:
+        return min(world.status_interval, CHECKPOINTS)
+    return 0.0
 
 
 async def _act(world: World, view: View, action: Action) -> None:
     if isinstance(action, CreatePod):
         await _create(world, view, action)
     elif isinstance(action, DeletePod):
-        await _delete(world, view.trial.namespace, action)
+        await _delete(world, view.trial, action)
 
 
 async def _create(world: World, view: View, action: CreatePod) -> None:
@@ -143,17 +172,30 @@ async def _refused(world: World, name: Name, view: View, sentence: str) -> None:
     await world.put_status(raw, closed.to_object())
 
 
-async def _delete(world: World, namespace: str, action: DeletePod) -> None:
+async def _delete(world: World, trial: Trial, action: DeletePod) -> None:
     """Ask once: what the API server has granted need not be asked again until the watch tells of it."""
     if action.uid in world.deleted:
         return
     world.deleted.add(action.uid)
     try:
-        await world.cluster.delete(names.POD, namespace, action.name, uid=action.uid, grace_seconds=action.grace)
+        await world.cluster.delete(names.POD, trial.namespace, action.name, uid=action.uid, grace_seconds=action.grace)
     except ClusterError as refusal:
         world.deleted.discard(action.uid)
-        if not isinstance(refusal, (NotFound, Conflict)):
-            raise
-        known = world.cache.raw(names.POD, (namespace, action.name))
+        await _not_deleted(world, trial, action, refusal)
+
+
+async def _not_deleted(world: World, trial: Trial, action: DeletePod, refusal: ClusterError) -> None:
+    """Take in why a pod could not be deleted: it is gone, or another has its name.
+
+    :raises ClusterError: if it is for another reason.
+    """
+    if isinstance(refusal, NotFound):
+        known = world.cache.raw(names.POD, (trial.namespace, action.name))
         if known is not None and known["metadata"]["uid"] == action.uid:
             world.vanished(names.POD, dict(known))
+    elif isinstance(refusal, Conflict):
+        # Another pod of this name, as a rule; only a look tells, and what is gone by the cache never comes back.
+        await world.look(names.POD, (trial.namespace, action.name))
+        world.queue.add((names.TRIAL, (trial.namespace, trial.name)))
+    else:
+        raise refusal

@@ -22,10 +22,17 @@ Key = tuple[str, Name]  # kind (Experiment or Trial) and name
 
 
 class Kept(NamedTuple):
-    """The snapshot that was written last, and when the next one is due (seconds since the epoch)."""
+    """The snapshot that is stored as far as is known, and when the next one is due (seconds since the epoch).
+
+    `digest` is that of the one written last, empty if it is not ours; `rows` are the uids of its trials;
+    `stored` is the ConfigMap that may be replaced, None if there was none; `refused` why it cannot be written now.
+    """
 
     digest: str
     due: float
+    rows: frozenset[str]
+    stored: Object | None = None
+    refused: Waiting | None = None
 
 
 class Observer(Protocol):
@@ -72,8 +79,11 @@ class World:
 
     def seen(self, kind: str, obj: Object) -> None:
         """Take in a version of an object, and queue whom it concerns if it is news."""
+        known = self.cache.raw(kind, name_of(obj))
         if not self.cache.apply(kind, obj):
             return
+        if known is not None and known["metadata"]["uid"] != obj["metadata"]["uid"]:
+            self._forget(kind, known)
         if kind in (names.TRIAL, names.EXPERIMENT):
             self.queue.add((kind, name_of(obj)))
         self._queue_parent(kind, obj)
@@ -95,7 +105,8 @@ class World:
         """An experiment's trials look again when its spec or its verdict changed, not for each new count."""
         conditions = (obj.get("status") or {}).get("conditions") or ()
         verdicts = sorted((c.get("type", ""), c.get("reason", "")) for c in conditions if isinstance(c, dict))
-        signature = (obj["metadata"].get("generation"), verdicts)
+        restored = bool((obj.get("status") or {}).get("restored"))
+        signature = (obj["metadata"].get("generation"), verdicts, restored)
         uid = obj["metadata"]["uid"]
         if self._signatures.get(uid) == signature:
             return
@@ -107,6 +118,11 @@ class World:
     def vanished(self, kind: str, obj: Object) -> None:
         """Take in that an object was deleted."""
         self.cache.remove(kind, obj)
+        self._forget(kind, obj)
+        self._queue_parent(kind, obj)
+
+    def _forget(self, kind: str, obj: Object | Mapping[str, Any]) -> None:
+        """What was kept of an object that is gone."""
         if kind == names.POD:
             self.deleted.discard(obj["metadata"]["uid"])
         elif kind == names.TRIAL:
@@ -117,7 +133,6 @@ class World:
             for kept in (self.searches, self.snapshots, self.accepted, self.counted, self._signatures):
                 kept.pop(obj["metadata"]["uid"], None)
             self.held.pop(obj["metadata"]["uid"], None)
-        self._queue_parent(kind, obj)
 
     async def look(self, kind: str, name: Name) -> Object | None:
         """Read an object live, and let the cache know what was found."""

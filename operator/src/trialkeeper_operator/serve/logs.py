@@ -36,5 +36,5 @@ def set_up(level: str) -> None:
     root.setLevel(level.upper())
     for quiet in ("kopf", "aiohttp", "asyncio", "urllib3"):
         logging.getLogger(quiet).setLevel(logging.WARNING)
-    # It warns at each start that it does not take signals in a thread; it is not to.
+    # That it does not listen to signals in its thread is meant; it warns of that at each start.
     logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)

@@ -18,10 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlencode
 
-from kubernetes.aio import config as kubernetes_config
-from kubernetes.aio.client import Configuration
-
 from trialkeeper_operator.api import names
+from trialkeeper_operator.cluster.access import connect
 from trialkeeper_operator.cluster.kube import Kube
 from trialkeeper_operator.decide.pods import Site
 from trialkeeper_operator.reconcile.loop import Operator
@@ -57,19 +55,6 @@ class Place:
         return Place(os.environ.get("POD_NAMESPACE", "default"), os.environ.get("POD_NAME", os.uname().nodename))
 
 
-async def client(metrics: Metrics) -> Kube:
-    """The API server as this process reaches it: in a pod by its service account, else by KUBECONFIG."""
-    configuration = Configuration()
-    if os.environ.get("KUBERNETES_SERVICE_HOST") and not os.environ.get("KUBECONFIG"):
-        kubernetes_config.load_incluster_config(client_configuration=configuration)
-    else:
-        await kubernetes_config.load_kube_config(client_configuration=configuration)
-    return Kube(
-        configuration,
-        counted=lambda verb, kind, code: metrics.requests.labels(verb, kind or "other", str(code)).inc(),
-    )
-
-
 def site(settings: Settings) -> Site:
     """What pods are told of this installation."""
     store, report = settings.store, settings.report
@@ -100,7 +85,9 @@ async def run(settings: Settings, place: Place, *, http_port: int = HTTP_PORT, r
     async with AsyncExitStack() as stack:
         runner = await listen(health.application(), http_port)
         stack.push_async_callback(runner.cleanup)
-        kube = await client(metrics)
+        kube = await connect(
+            counted=lambda verb, kind, code: metrics.requests.labels(verb, kind or "other", str(code)).inc()
+        )
         stack.push_async_callback(kube.close)
         elector = Elector(kube, place.namespace, settings.lease, f"{place.pod}_{os.urandom(4).hex()}")
         replica = Replica(settings, place, kube, metrics, health, elector, report_port)

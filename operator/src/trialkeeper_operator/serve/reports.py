@@ -22,7 +22,7 @@ from trialkeeper.contract import Message
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.api.trial import Trial
-from trialkeeper_operator.decide.pods import settings
+from trialkeeper_operator.decide.pods import donors, settings
 from trialkeeper_operator.reconcile.loop import Operator
 from trialkeeper_operator.reconcile.ports import Unavailable
 from trialkeeper_operator.serve.credentials import Credentials, NoKeys
@@ -151,7 +151,7 @@ class Reports:
         known = await self._known(request)
         experiment = known.experiment
         own = contract.prefix(experiment.namespace, experiment.name, experiment.uid, 0).rpartition("/")[0]
-        keys = await self._credentials.keys(own)
+        keys = await self._credentials.keys(own, sorted(donors(known.trial)))
         return web.json_response(keys.to_json(), dumps=_compact, headers={"Cache-Control": "no-store"})
 
 

@@ -22,6 +22,10 @@ class Unreachable(OSError):
     """Raised when nobody answers, or access is refused: it says nothing about what is stored."""
 
 
+class Denied(Unreachable):
+    """Raised when access is refused, or there are no keys: to ask again is of no use."""
+
+
 class Appender(Protocol):
     """A file of lines that grows; it is made by the first write.
 

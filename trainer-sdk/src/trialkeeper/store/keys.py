@@ -18,8 +18,8 @@ from minio.credentials.providers import IamAwsProvider
 
 from trialkeeper import contract
 from trialkeeper.service import Service
-from trialkeeper.store import Unreachable
-from trialkeeper.store.opening import Bucket
+from trialkeeper.store import Denied, Unreachable
+from trialkeeper.store.address import Bucket
 
 if TYPE_CHECKING:
     from trialkeeper.environment import Environment
@@ -47,7 +47,7 @@ class Keys:
     def get(self) -> Credentials:
         """The keys.
 
-        :raises Unreachable: if there are none; the message says what to do.
+        :raises Unreachable: if they cannot be had now, Denied if there are none; the message says what to do.
         """
         with self._lock:
             if self._lent is not None:
@@ -57,7 +57,7 @@ class Keys:
                 return found
             if any(os.environ.get(name) for name in IDENTITY):
                 return self._of_identity()
-        raise Unreachable(
+        raise Denied(
             f"there are no keys for {self._bucket}: give the pod's service account a workload identity, "
             "or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
@@ -139,10 +139,11 @@ class _Lent:
         except OSError as error:
             raise Unreachable(f"{whose}: {error}") from None
         if answer.status != 200:
-            raise Unreachable(f"{whose}: it answers with HTTP {answer.status}")
+            kind = Denied if answer.status in (401, 403, 404) else Unreachable
+            raise kind(f"{whose}: it answers with HTTP {answer.status}")
         found = _decoded(answer.body)
         if found is None:
-            raise Unreachable(f"{whose}: its answer makes no sense")
+            raise Denied(f"{whose}: its answer makes no sense")
         return found
 
 

@@ -29,8 +29,8 @@ from urllib3.exceptions import SSLError as TlsError
 
 from trialkeeper import trust
 from trialkeeper.service import retry_after
-from trialkeeper.store import Unreachable
-from trialkeeper.store.opening import Bucket
+from trialkeeper.store import Denied, Unreachable
+from trialkeeper.store.address import Bucket
 
 if TYPE_CHECKING:
     from trialkeeper.store.keys import Keys
@@ -141,7 +141,7 @@ class Wire:
     ) -> Answer:
         """An answer of 2xx, or with a status in `ready_for`; `sink` reads the body of a 2xx.
 
-        :raises Unreachable: if there is none, or access is refused.
+        :raises Unreachable: if there is none; Denied if access is refused.
         :raises Refused: if the store cannot do it.
         """
         start = time.monotonic()
@@ -161,9 +161,10 @@ class Wire:
             except BrokenOff as broken:
                 failure = Refused(f"{self.bucket} breaks off in the middle of {key or 'its list'}: {broken}")
             except HTTPError as error:
-                failure = Unreachable(f"{self.bucket} {_words(error)}")
-                if isinstance(error, TlsError):
-                    raise failure from None
+                words = f"{self.bucket} {_words(error)}"
+                if _distrust(error):
+                    raise Denied(words) from None
+                failure = Unreachable(words)
             else:
                 self._silent_until = 0.0
                 code = code_of(answer.body) if answer.status >= 300 else ""
@@ -180,15 +181,17 @@ class Wire:
             if short or tries == TRIES or time.monotonic() + pause >= end:
                 break
             time.sleep(pause)
-        if isinstance(failure, Unreachable):
+        if isinstance(failure, Unreachable) and not short:
+            # A short try proves nothing against a store that is only slow: when its time is over, a long one comes.
             self._silent_until = time.monotonic() + SILENT
         raise failure
 
     def _refusal(self, status: int, code: str) -> OSError:
         hint = _HINTS.get(code, "")
         sentence = f"{self.bucket} answers with {code or 'no S3 code'} (HTTP {status})" + (hint and f": {hint}")
-        # A status that may change by itself says something about one object; any other about our access to all.
-        return Refused(sentence) if status in _AGAIN or status == 409 else Unreachable(sentence)
+        # These may change by themselves or be about one object; any other is about our access to all of them.
+        one = status in _AGAIN or status == 409 or code == "NoSuchKey"
+        return Refused(sentence) if one else Denied(sentence)
 
     def _once(
         self,
@@ -256,6 +259,12 @@ def _quoted(text: str) -> str:
     return quote(text, safe="~")
 
 
+def _distrust(error: HTTPError) -> str:
+    """Why a certificate is not trusted, empty if that is not what went wrong."""
+    cause = error.args[0] if isinstance(error, TlsError) and error.args else None
+    return str(getattr(cause, "verify_message", ""))
+
+
 def _words(error: HTTPError) -> str:
     """What went wrong, without the library's words: they may hold what was signed."""
     if isinstance(error, NameResolutionError):
@@ -267,6 +276,5 @@ def _words(error: HTTPError) -> str:
     if isinstance(error, ReadTimeoutError):
         return "does not answer in time"
     if isinstance(error, TlsError):
-        why = getattr(error.args[0] if error.args else None, "verify_message", "") or "TLS fails"
-        return f"cannot be trusted: {why}"
+        return f"cannot be trusted: {_distrust(error)}" if _distrust(error) else "breaks off TLS"
     return "breaks off the connection"

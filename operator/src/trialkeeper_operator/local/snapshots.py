@@ -1,0 +1,225 @@
+"""The command `trialkeeper snapshot show`: what an experiment's snapshot holds, from a file, a run, or a cluster.
+
+A snapshot is anybody's input, so nothing of it reaches a terminal before it has been through the models, and
+then without control characters.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from trialkeeper_operator.api.experiment import Experiment
+    from trialkeeper_operator.api.trial import Trial
+
+    Object = dict[str, Any]
+
+BAD_INPUT = 2
+BYTES = 8 << 20  # of a file: a ConfigMap's mebibyte in base64 and YAML, several times
+
+
+class NoSnapshot(LookupError):
+    """Raised when there is no snapshot where one was looked for; the message says what to do."""
+
+
+Fetch = Callable[[str, str], "Object"]
+
+
+def fetch(name: str, namespace: str) -> Object:
+    """A ConfigMap of the cluster that kubectl speaks to.
+
+    :raises NoSnapshot: if there is none, or no cluster.
+    """
+    import asyncio
+
+    from trialkeeper_operator.reconcile.ports import ClusterError
+
+    try:
+        from trialkeeper_operator.cluster.access import NoAccess, connect
+    except ImportError:
+        raise NoSnapshot(
+            f"no run here has left {name}, and to read clusters trialkeeper-operator[cluster] must be installed; or: "
+            f"kubectl get configmap {name} -n {namespace} -o yaml | trialkeeper snapshot show --file -"
+        ) from None
+
+    async def found() -> Object | None:
+        kube = await connect()
+        try:
+            return await kube.get("ConfigMap", namespace, name)
+        finally:
+            await kube.close()
+
+    try:
+        config_map = asyncio.run(found())
+    except (NoAccess, ClusterError) as error:
+        raise NoSnapshot(f"no run here has left {name}; {error}") from error
+    if config_map is None:
+        raise NoSnapshot(f"neither a run here nor namespace {namespace} of the cluster has {name}")
+    return config_map
+
+
+@click.group()
+def snapshot() -> None:
+    """Snapshots: the state of an experiment that outlives it."""
+
+
+@snapshot.command()
+@click.argument("name", required=False)
+@click.option("--file", "file", type=click.Path(path_type=Path, allow_dash=True), help="A ConfigMap as kubectl has it.")
+@click.option("--dir", "folder", type=click.Path(path_type=Path), default=Path("runs"), help="Where runs are kept.")
+@click.option("-n", "--namespace", help="Look into this namespace of the cluster; else runs here come first.")
+@click.option("--format", "format_", type=click.Choice(["table", "json"]), default="table", help="What to print.")
+def show(name: str | None, file: Path | None, folder: Path, namespace: str | None, format_: str) -> None:
+    """Print the snapshot of the experiment NAME, of a run on this machine or of a cluster, or the one in a file."""
+    from trialkeeper_operator.api.validate import InvalidObject
+    from trialkeeper_operator.state.snapshot import SnapshotInvalid, data_of, decode
+
+    if name is None and file is None:
+        raise click.UsageError("name an experiment, or give a file: trialkeeper snapshot show digits")
+    try:
+        config_map = _read(file, name) if file is not None else _found(str(name), folder, namespace, fetch)
+        found, rows = decode(data_of(config_map))
+        experiment, trials = _models(found, rows)
+    except (NoSnapshot, SnapshotInvalid, InvalidObject) as wrong:
+        click.echo(f"trialkeeper: {wrong}", err=True)
+        sys.exit(BAD_INPUT)
+    if format_ == "json":
+        click.echo(json.dumps({"experiment": found, "trials": rows}, indent=1))
+        return
+    head, cells = _table(experiment, trials)
+    click.echo("\n".join(_about(experiment)) + "\n")
+    if sys.stdout.isatty():
+        _draw(head, cells)
+    else:
+        from trialkeeper_operator.local.summary import table
+
+        click.echo("\n".join(table([head, *cells])))
+
+
+def _found(name: str, folder: Path, namespace: str | None, fetch: Fetch) -> Object:
+    """The snapshot of a run on this machine, unless a namespace is given; else the cluster's."""
+    from trialkeeper_operator.local.donors import find
+    from trialkeeper_operator.state.snapshot import name_of
+
+    wanted = [name_of(name), name]
+    for called in wanted if namespace is None and folder.is_dir() else ():
+        config_map, _ = find(called, folder / name)
+        if config_map is not None:
+            return config_map
+    return fetch(wanted[0], namespace or "default")
+
+
+def _read(file: Path, name: str | None) -> Object:
+    """The ConfigMap in a file, `-` is stdin: the one of the experiment `name` if there are several.
+
+    :raises NoSnapshot: if there is none.
+    :raises InvalidObject: if it cannot be read.
+    """
+    from trialkeeper_operator.local.documents import documents
+    from trialkeeper_operator.state.snapshot import name_of
+
+    try:
+        with click.open_file(str(file), "rb") as source:
+            data = source.read(BYTES + 1)
+    except OSError as error:
+        raise NoSnapshot(f"{file}: {error.strerror}") from error
+    if len(data) > BYTES:
+        raise NoSnapshot(f"{file}: it has more than {BYTES >> 20} MiB")
+    objects: list[Any] = []
+    for document in documents(data.decode("utf-8-sig", "replace")):
+        items = document.get("items") if isinstance(document, dict) else None
+        objects += items if isinstance(items, list) else [document]
+    maps = [obj for obj in objects if isinstance(obj, dict) and obj.get("kind") == "ConfigMap"]
+    maps = [obj for obj in maps if isinstance(obj.get("metadata"), dict)]
+    called = [obj for obj in maps if name is None or obj["metadata"].get("name") in (name_of(name), name)]
+    if not called:
+        raise NoSnapshot(f"{file}: there is no ConfigMap {name_of(name) if name else ''}".rstrip() + " in it")
+    return called[0]
+
+
+def _models(found: Object, rows: Sequence[Object]) -> tuple[Experiment, list[Trial]]:
+    """:raises SnapshotInvalid: if they are not what an operator writes."""
+    from pydantic import ValidationError
+
+    from trialkeeper_operator.api import names
+    from trialkeeper_operator.api.experiment import Experiment
+    from trialkeeper_operator.api.trial import Trial
+    from trialkeeper_operator.state.snapshot import SnapshotInvalid
+
+    meta = {field: str(found.get(field, "")) for field in ("name", "namespace", "uid")}
+    owner = {"experiment": meta["name"], "experimentUid": meta["uid"]}
+    try:
+        experiment = Experiment.from_object(
+            {"metadata": meta, "spec": found.get("spec"), "status": found.get("status")}
+        )
+        trials = [
+            Trial.from_object(
+                {
+                    "metadata": {"name": names.trial_name(meta["name"], row["spec"].get("index", 0))},
+                    "spec": {**row["spec"], **owner},
+                    "status": row["status"],
+                }
+            )
+            for row in rows
+        ]
+    except ValidationError as wrong:
+        first = wrong.errors(include_url=False)[0]
+        raise SnapshotInvalid(f"snapshot: {'.'.join(map(str, first['loc']))}: {first['msg']}") from wrong
+    return experiment, trials
+
+
+def _plain(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _about(experiment: Experiment) -> list[str]:
+    """The experiment in a few lines."""
+    from trialkeeper_operator.api import names
+    from trialkeeper_operator.local.summary import short
+
+    status = experiment.status
+    verdict = next((c for c in status.conditions if c.type == names.SUCCEEDED), None)
+    lines = [
+        f"experiment  {experiment.name} in {experiment.namespace or 'default'}, uid {experiment.uid}",
+        f"phase       {status.phase or '-'}" + (f" ({verdict.reason}): {verdict.message}" if verdict else ""),
+        f"trials      {', '.join(f'{count} {phase}' for phase, count in status.counts.items()) or '-'}",
+        f"disruptions {status.disruptions}, {status.lost_work.iterations} iterations run again",
+    ]
+    if status.restored is not None:
+        taken = status.restored
+        lines.insert(1, f"goes on     from {taken.experiment}, uid {taken.uid}: {taken.trials} trials")
+    if status.best is not None:
+        metric = experiment.spec.objectives[0].metric
+        chosen = ", ".join(f"{name}={short(value)}" for name, value in status.best.parameters.items())
+        lines.append(f"best        {status.best.trial}: {metric} {status.best.value:.5g} with {chosen}")
+    return [_plain(line) for line in lines]
+
+
+def _table(experiment: Experiment, trials: Sequence[Trial]) -> tuple[list[str], list[list[str]]]:
+    from trialkeeper_operator.local.summary import HEAD, row, short
+
+    cells = []
+    for trial in trials:
+        chosen = " ".join(f"{name}={short(value)}" for name, value in trial.spec.parameters.items())
+        cells.append([_plain(cell) for cell in (*row(experiment, trial), chosen)])
+    return [*HEAD, "parameters"], cells
+
+
+def _draw(head: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    """A table for people."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=None, header_style="bold", pad_edge=False)
+    for title in head:
+        drawn.add_column(title)
+    for line in cells:
+        drawn.add_row(*(Text(cell) for cell in line))
+    Console().print(drawn)

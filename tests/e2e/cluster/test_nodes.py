@@ -1,0 +1,48 @@
+"""A node that goes without a word: its trials go on on the other one, and what lives on there changes nothing."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from e2e.cluster.installed import SYSTEM, Installed
+from e2e.cluster.test_main_job import ended, go_on, longer
+
+Object = dict[str, Any]
+
+# Node monitor grace 12 s here (40 to 50 s elsewhere), 30 s of toleration, and what seeing and starting take.
+BOUND = 12 + 30 + 25
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("alive", [False, True], ids=["everything on it ends", "its containers live on"])
+def test_the_trials_of_a_lost_node_go_on_on_the_other_one(installed: Installed, namespace: str, alive: bool) -> None:
+    cluster = installed.hosts
+    (store,) = installed.items("pods", SYSTEM, "-l", "app.kubernetes.io/component=store")
+    safe = store["spec"]["nodeName"]
+    (victim,) = set(cluster.nodes) - {safe}
+    installed.apply(namespace, longer(trials=2, epochs=400))
+    trial = installed.running(namespace, off=safe)
+    assert installed.node_of(namespace, trial["status"]["pod"]["name"]) == victim
+    node = cluster.node(victim)
+    began = time.monotonic()
+    if alive:
+        node.stop_kubelet()
+    else:
+        node.kill()
+    try:
+        entry = ended(installed, namespace, trial)
+        assert (entry["class"], entry["reason"], entry["node"]) == ("Lost", "NodeLost", victim), entry
+        again = go_on(installed, namespace, trial)
+        assert time.monotonic() - began < BOUND
+        pod = again["status"]["pod"]["name"]
+        assert installed.node_of(namespace, pod) == safe
+        # The zombie, if there is one, is fenced: what it writes is of an attempt that is over.
+        assert again["status"]["checkpoint"]["attempt"] > trial["status"]["attempt"]
+        assert again["status"]["failures"] == 0
+    finally:
+        node.start()
+        installed.await_nodes()
+    installed.kubectl("delete", "exp", "digits", "-n", namespace)

@@ -1,0 +1,61 @@
+"""The snapshot outlives its experiment, and a new one goes on where that ended."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from e2e.cluster.installed import Installed
+from e2e.cluster.test_main_job import longer
+from testbed.wait import until
+from trialkeeper_operator.decide.restore import TAKEN_OVER
+from trialkeeper_operator.state.snapshot import data_of, decode
+
+Object = dict[str, Any]
+
+
+def phases(installed: Installed, namespace: str) -> list[str]:
+    """Where the trials stand, by the snapshot."""
+    _, rows = decode(data_of(installed.get("configmap/digits-snapshot", namespace)))
+    return [row["status"].get("phase", "") for row in rows]
+
+
+@pytest.mark.timeout(300)
+def test_a_new_experiment_goes_on_from_the_snapshot_of_a_deleted_one(installed: Installed, namespace: str) -> None:
+    installed.apply(namespace, longer(trials=3, epochs=60))
+    installed.until_trial(namespace, "digits-0", lambda s: s.get("phase") == "Succeeded", "is through", seconds=150)
+    # A snapshot is written every ten seconds; this one shall know of the success.
+    until("the snapshot to know of it", lambda: "Succeeded" in phases(installed, namespace), seconds=60)
+    before = {t["metadata"]["name"]: t for t in installed.items("trials", namespace)}
+    open_trials = [n for n, t in before.items() if t["status"]["phase"] != "Succeeded"]
+    installed.kubectl("delete", "exp", "digits", "-n", namespace)
+    until("no trial is left", lambda: not installed.items("trials", namespace))
+
+    again = longer(trials=3, epochs=60)
+    again["spec"]["restoreFrom"] = {"configMap": "digits-snapshot"}
+    installed.apply(namespace, again)
+    experiment = installed.await_success(namespace, "digits")
+    assert experiment["status"]["counts"] == {"Succeeded": 3}
+    after = {t["metadata"]["name"]: t for t in installed.items("trials", namespace)}
+    through, was = after["digits-0"]["status"], before["digits-0"]["status"]
+    assert (through["attempt"], through["metrics"]) == (was["attempt"], was["metrics"]), (
+        "what was through has run again"
+    )
+    assert through["message"].startswith(TAKEN_OVER)
+    for name in before:
+        assert after[name]["spec"]["parameters"] == before[name]["spec"]["parameters"]
+    # One that had a checkpoint goes on from it, out of a prefix of its own.
+    for name in open_trials:
+        if (before[name]["status"].get("checkpoint") or {}).get("iteration", 0) > 0:
+            first = after[name]["status"]["history"][0]
+            assert first["fromIteration"] > 0, json.dumps(after[name]["status"])
+
+
+@pytest.mark.timeout(200)
+def test_a_restricted_namespace_gets_pods_that_it_admits(installed: Installed, namespace: str) -> None:
+    installed.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+    installed.apply(namespace, longer(trials=1, epochs=4))
+    experiment = installed.await_success(namespace, "digits")
+    assert experiment["status"]["counts"] == {"Succeeded": 1}

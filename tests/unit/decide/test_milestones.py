@@ -1,0 +1,72 @@
+"""Events: at most three an attempt, each once, none for mere progress."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from builders import NOW
+from trialkeeper_operator.api.experiment import ExperimentStatus
+from trialkeeper_operator.api.times import stamp
+from trialkeeper_operator.api.trial import TrialStatus
+from trialkeeper_operator.decide.milestones import of_experiment, of_trial
+
+
+def status(**fields: Any) -> TrialStatus:
+    return TrialStatus.model_validate(fields)
+
+
+def pod(attempt: int, **more: Any) -> dict[str, Any]:
+    return {"name": f"exp-0-a{attempt}", "uid": f"u{attempt}", "startTime": stamp(NOW), **more}
+
+
+def record(attempt: int, class_: str, reason: str) -> dict[str, Any]:
+    times = {"startTime": stamp(NOW), "endTime": stamp(NOW), "toIteration": 7}
+    return {"attempt": attempt, "class": class_, "reason": reason, "message": "it went", **times}
+
+
+def test_a_trials_story_in_events() -> None:
+    lost = [record(1, "Preempted", "PreemptionByScheduler")]
+    through = [*lost, record(2, "Succeeded", "Completed")]
+    story = [
+        status(),
+        status(attempt=1),
+        status(attempt=1, phase="Running", pod=pod(1)),
+        status(attempt=1, phase="Running", pod=pod(1, fromIteration=0), iteration=5),
+        status(attempt=1, phase="Running", pod=pod(1, fromIteration=0), iteration=7),
+        status(attempt=1, closed=1, phase="Waiting", history=lost, nextAttemptTime=stamp(NOW)),
+        status(attempt=2, closed=1, phase="Pending", history=lost),
+        status(attempt=2, closed=1, phase="Running", history=lost, pod=pod(2)),
+        status(attempt=2, closed=1, phase="Running", history=lost, pod=pod(2, fromIteration=7)),
+        status(attempt=2, closed=2, phase="Succeeded", history=through),
+    ]
+    told = [m for old, new in itertools.pairwise(story) for m in of_trial(old, new)]
+    assert [(m.reason, m.type) for m in told] == [
+        ("Started", "Normal"),
+        ("Preempted", "Normal"),
+        ("Resumed", "Normal"),
+        ("Succeeded", "Normal"),
+    ]
+    assert told[2].message == "attempt 2 resumed from iteration 7 after PreemptionByScheduler"
+
+
+def test_a_held_up_pod_is_told_once() -> None:
+    held = {"attempt": 1, "phase": "Waiting", "reason": "ImageNotPulled", "message": "no such image", "pod": pod(1)}
+    before = status(attempt=1, phase="Running", pod=pod(1))
+    (told,) = of_trial(before, status(**held))
+    assert (told.type, told.reason, told.message) == ("Warning", "ImageNotPulled", "no such image")
+    assert of_trial(status(**held), status(**held, iteration=0)) == []
+
+
+def test_an_experiment_tells_its_best_trial_and_its_verdict() -> None:
+    def said(best: str, value: float, verdict: str) -> ExperimentStatus:
+        condition = {"type": "Succeeded", "status": verdict, "reason": "r", "message": "8 of 8"}
+        fields = {"best": {"trial": best, "value": value}}
+        return ExperimentStatus.model_validate(
+            {**fields, "conditions": [{**condition, "lastTransitionTime": stamp(NOW)}]}
+        )
+
+    one, better, other = said("e-1", 0.5, "Unknown"), said("e-1", 0.4, "Unknown"), said("e-2", 0.3, "Unknown")
+    assert of_experiment(one, better) == []
+    assert [m.reason for m in of_experiment(better, other)] == ["BestChanged"]
+    assert [(m.reason, m.message) for m in of_experiment(other, said("e-2", 0.3, "True"))] == [("Finished", "8 of 8")]

@@ -1,0 +1,41 @@
+"""What a pod that does not start waits for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from trialkeeper_operator.decide.waiting import waiting
+
+
+def held(reason: str, message: str = "m", **entry: Any) -> dict[str, Any]:
+    state = {"waiting": {"reason": reason, "message": message}}
+    return {"phase": "Pending", "containerStatuses": [{"name": "trainer", "image": "img", "state": state, **entry}]}
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (held("ErrImagePull"), "ImageNotPulled"),
+        (held("ImagePullBackOff"), "ImageNotPulled"),
+        (held("InvalidImageName"), "ImageNotPulled"),
+        (held("CreateContainerConfigError"), "ContainerConfig"),
+        (held("ContainerCreating"), None),
+        (held("PodInitializing"), None),
+        ({"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "False"}]}, "Unschedulable"),
+        ({"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "True"}]}, None),
+        ({"phase": "Running"}, None),
+        ({}, None),
+        ({"phase": "Pending", "containerStatuses": [None, {"state": "x"}], "conditions": ["y"]}, None),
+    ],
+)
+def test_a_pod_waits_for_what_somebody_has_to_mend(status: dict[str, Any], reason: str | None) -> None:
+    found = waiting({"status": status})
+    assert (found.reason if found else None) == reason
+
+
+def test_the_words_are_the_kubelets() -> None:
+    found = waiting({"status": held("CreateContainerConfigError", 'secret "keys" not found')})
+    assert found is not None
+    assert found.message == 'container trainer cannot be made: secret "keys" not found'
