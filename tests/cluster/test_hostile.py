@@ -573,8 +573,7 @@ def test_each_gets_its_sentence_and_none_stops_another(
             print(f"  writes: {writes} alone, {again} beside them, theirs included")  # noqa: T201
         assert not failed, "\n".join(f"{name}: {type(e).__name__}: {e}" for name, e in failed.items())
         assert [r.getMessage() for r in caplog.records if r.exc_info] == []
-        # What the two cores have to do besides is not ours to bound: the better of two runs, and the writes.
+        # Time is only told, since two cores have other things to do as well: what is bounded is the work.
         assert again <= writes * 1.2
-        assert beside <= alone * 1.2 + 0.5
 
     play(story)

@@ -237,3 +237,21 @@ def test_whatever_a_config_map_says_of_its_owner_it_can_be_set_aside(owner: str)
         assert (await stage.snapshot())[1] == ["Running"]
 
     story(tell)
+
+
+def test_a_config_map_that_is_no_snapshot_is_left_alone() -> None:
+    async def tell(stage: Stage) -> None:
+        meta = {"name": "exp-snapshot", "namespace": "default"}
+        theirs = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {"a": "b"}}
+        created = await stage.memory.create(theirs)
+        await stage.began(1)
+        world = stage.operator()
+        await stage.show(world)
+        await settled(world)
+        assert await stage.memory.get("ConfigMap", "default", "exp-snapshot") == created
+        found = await stage.memory.get("Experiment", "default", "exp")
+        assert found is not None
+        said = [(c["status"], c["reason"]) for c in found["status"]["conditions"] if c["type"] == "SnapshotKept"]
+        assert said == [("False", "NameTaken")]
+
+    story(tell)

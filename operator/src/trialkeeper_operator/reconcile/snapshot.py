@@ -30,6 +30,14 @@ NOT_WRITTEN = "NotWritten"
 RATE = 20 * 1024.0  # bytes a second that all snapshots of an experiment may cost
 
 
+class NotKept(Exception):
+    """Raised when the snapshot cannot be kept until somebody mends what `why` says; nothing else depends on it."""
+
+    def __init__(self, why: Waiting) -> None:
+        super().__init__(why.message)
+        self.why = why
+
+
 class Behind(Exception):
     """Raised when the stored snapshot may know more than the cache.
 
@@ -41,14 +49,6 @@ class Behind(Exception):
         self.kept = kept
 
 
-class NotKept(Exception):
-    """Raised when the snapshot cannot be kept until somebody mends what `why` says; nothing else depends on it."""
-
-    def __init__(self, reason: str, sentence: str) -> None:
-        super().__init__(sentence)
-        self.why = Waiting(reason, sentence[:1024])
-
-
 async def keep(world: World, raw: Object, status: Mapping[str, Any], *, over: bool) -> Outcome:
     """Write the snapshot if it is time, or if the experiment is over; seconds until the next one is due.
 
@@ -58,6 +58,8 @@ async def keep(world: World, raw: Object, status: Mapping[str, Any], *, over: bo
     uid, now = raw["metadata"]["uid"], world.now()
     kept = world.snapshots.get(uid)
     if kept is not None and kept.due > now and not over:
+        if kept.refused is not None:
+            raise NotKept(kept.refused)
         return kept.due - now
     trials = world.cache.raw_children(names.TRIAL, uid)
     rows = frozenset(trial["metadata"]["uid"] for trial in trials)
@@ -71,13 +73,23 @@ async def keep(world: World, raw: Object, status: Mapping[str, Any], *, over: bo
         # Trials go before anybody has heard that their experiment is gone; their rows must not go with them.
         raise Behind(kept._replace(rows=rows))
     if kept.digest != digest:
+        if kept.stored is not None and not snapshot.is_one(kept.stored):
+            said = f"the ConfigMap {kept.stored['metadata']['name']} is somebody else's: rename it"
+            raise _refused(world, uid, kept._replace(stored=None), Waiting(NAME_TAKEN, said))
         try:
             kept = await _write(world, raw, data, digest, kept)
         except (Invalid, QuotaExceeded, Forbidden) as refusal:
-            raise NotKept(NOT_WRITTEN, f"the snapshot cannot be written: {refusal}") from refusal
+            said = f"the snapshot cannot be written: {refusal}"[:1024]
+            raise _refused(world, uid, kept, Waiting(NOT_WRITTEN, said)) from refusal
     due = now + max(INTERVAL, len(data) / RATE)
-    world.snapshots[uid] = kept._replace(due=due, rows=rows)
+    world.snapshots[uid] = kept._replace(due=due, rows=rows, refused=None)
     return None if over else due - now
+
+
+def _refused(world: World, uid: str, kept: Kept, why: Waiting) -> NotKept:
+    """Remember why, so that it is tried again after a while and not with every pass."""
+    world.snapshots[uid] = kept._replace(due=world.now() + RETRY, refused=why)
+    return NotKept(why)
 
 
 async def _found(world: World, raw: Object, digest: str, rows: frozenset[str]) -> Kept:
@@ -90,8 +102,6 @@ async def _found(world: World, raw: Object, digest: str, rows: frozenset[str]) -
     stored = await world.cluster.get(names.CONFIG_MAP, meta.get("namespace", ""), name)
     if stored is None:
         return Kept("", 0.0, rows)
-    if not snapshot.owner_of(stored):
-        raise NotKept(NAME_TAKEN, f"the ConfigMap {name} is somebody else's: rename it, and the snapshot is kept")
     kept = Kept("", 0.0, rows, stored)
     own = snapshot.owner_of(stored) == meta["uid"]
     if own and snapshot.digest_of(stored) == digest:

@@ -25,13 +25,14 @@ class Kept(NamedTuple):
     """The snapshot that is stored as far as is known, and when the next one is due (seconds since the epoch).
 
     `digest` is that of the one written last, empty if it is not ours; `rows` are the uids of its trials;
-    `stored` is the ConfigMap that may be replaced, None if there was none.
+    `stored` is the ConfigMap that may be replaced, None if there was none; `refused` why it cannot be written now.
     """
 
     digest: str
     due: float
     rows: frozenset[str]
     stored: Object | None = None
+    refused: Waiting | None = None
 
 
 class Observer(Protocol):

@@ -180,6 +180,12 @@ def _annotation(config_map: Mapping[str, Any], name: str) -> str:
     return found if isinstance(found, str) else ""
 
 
+def is_one(config_map: Mapping[str, Any]) -> bool:
+    """Whether a ConfigMap says that it is a snapshot at all; another one is not to be touched."""
+    annotations = config_map["metadata"].get("annotations")
+    return isinstance(annotations, Mapping) and UID_ANNOTATION in annotations
+
+
 def owner_of(config_map: Mapping[str, Any]) -> str:
     """The uid of the experiment whose snapshot a ConfigMap holds, empty if it does not say."""
     return _annotation(config_map, UID_ANNOTATION)
