@@ -63,7 +63,8 @@ def _up(options: argparse.Namespace) -> None:
             node_grace=options.node_grace,
         ),
     )
-    sys.stdout.write(f"export KUBECONFIG={cluster.kubeconfig}\n")
+    folders = ":".join(str(programs.program(name).parent) for name in ("kubectl", "helm"))
+    sys.stdout.write(f'export PATH="{folders}:$PATH"\nexport KUBECONFIG={cluster.kubeconfig}\n')
 
 
 def _down(options: argparse.Namespace) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import pytest
+
 from builders import NOW
 from trialkeeper_operator.api.experiment import ExperimentStatus
 from trialkeeper_operator.api.times import stamp
@@ -70,3 +72,17 @@ def test_an_experiment_tells_its_best_trial_and_its_verdict() -> None:
     assert of_experiment(one, better) == []
     assert [m.reason for m in of_experiment(better, other)] == ["BestChanged"]
     assert [(m.reason, m.message) for m in of_experiment(other, said("e-2", 0.3, "True"))] == [("Finished", "8 of 8")]
+
+
+@pytest.mark.parametrize(
+    ("begins", "reason", "words"),
+    [
+        (12, "Resumed", "attempt 1 goes on from iteration 12 of the snapshot"),
+        (0, "CheckpointMissing", "the checkpoint of iteration 12 is not in the store: attempt 1 begins at iteration 0"),
+    ],
+)
+def test_a_restored_trial_says_whether_its_checkpoint_was_there(begins: int, reason: str, words: str) -> None:
+    known = {"attempt": 3, "iteration": 12, "key": "k", "time": stamp(NOW)}
+    before = status(attempt=1, phase="Running", pod=pod(1), checkpoint=known)
+    (told,) = of_trial(before, status(attempt=1, phase="Running", pod=pod(1, fromIteration=begins), checkpoint=known))
+    assert (told.reason, told.message) == (reason, words)

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from builders import NOW
+from trialkeeper_operator.api.times import stamp
 from trialkeeper_operator.decide.waiting import waiting
 
 
@@ -39,3 +41,14 @@ def test_the_words_are_the_kubelets() -> None:
     found = waiting({"status": held("CreateContainerConfigError", 'secret "keys" not found')})
     assert found is not None
     assert found.message == 'container trainer cannot be made: secret "keys" not found'
+
+
+@pytest.mark.parametrize(("age", "reason"), [(10.0, None), (61.0, "SlowStart")])
+def test_a_pod_that_takes_a_minute_to_start_is_worth_a_word(age: float, reason: str | None) -> None:
+    status = {
+        "phase": "Pending",
+        "containerStatuses": [{"name": "t", "state": {"waiting": {"reason": "PodInitializing"}}}],
+    }
+    pod = {"metadata": {"name": "p", "creationTimestamp": stamp(NOW)}, "status": status}
+    found = waiting(pod, NOW + age)
+    assert (found.reason if found else None) == reason

@@ -174,10 +174,13 @@ def _script() -> str:
 
 def _plain(env: Mapping[str, str], parent: str) -> Environment:
     root = Path.cwd() / PLAIN_STORE / _script()
-    numbers = sorted(int(p.name) for p in root.glob("[0-9]*") if p.name.isdigit())
-    number = numbers[-1] if numbers and env.get(contract.ENV_RESUME) == "1" else (numbers[-1] if numbers else 0) + 1
-    folder = root / f"{number:05d}"
-    attempts = [a for p in folder.glob("attempts/*.json") if (a := contract.parse_attempt_key(f"attempts/{p.name}"))]
+    numbers = [int(p.name) for p in root.glob("[0-9]*") if p.name.isdigit()]
+    newest = max(numbers, default=0)
+    resumes = newest > 0 and env.get(contract.ENV_RESUME) == "1"
+    folder = root / f"{newest if resumes else newest + 1:05d}"
+    # A folder that is there by now is another run's, that has begun meanwhile.
+    files = folder.glob("attempts/*.json") if resumes else ()
+    attempts = [a for p in files if (a := contract.parse_attempt_key(f"attempts/{p.name}"))]
     attempt = max(attempts, default=0) + 1
     if parent:
         said, _, place = parent.partition(":")

@@ -35,6 +35,8 @@ def describe(kind: type[BaseException], error: BaseException, trace: TracebackTy
     reasons = {_reason(cause) for cause in _causes(error)}
     reason = next(reason for reason in _ORDER if reason in reasons)
     frames = traceback.extract_tb(trace)[-FRAMES:]
+    if reason == contract.REASON_STORE:
+        frames = []  # nobody has to mend them
     where = " < ".join(f"{f.filename.rpartition('/')[2]}:{f.lineno} {f.name}" for f in reversed(frames))
     text = f"{kind.__name__}: {_words(error)[:600]}" + (f" (at {where})" if where else "")
     return contract.END_ERROR, reason, text[: contract.ERROR_LIMIT]

@@ -21,7 +21,7 @@ from trialkeeper.errors import StaleAttempt, TrialPreempted, TrialStopped
 from trialkeeper.manifest import Progress
 from trialkeeper.metrics import flatten, written
 from trialkeeper.saving import Save
-from trialkeeper.store import AlreadyThere, Appender
+from trialkeeper.store import AlreadyThere, Appender, Denied, Unreachable
 from trialkeeper.store.opening import open_store
 from trialkeeper.tally import Tally
 
@@ -50,6 +50,7 @@ class Reporter:
         self._exit: Callable[[], SystemExit] | None = None  # how this process was told to leave
         self._save: Save | None = None
         self._changed: dict[str, Any] = {}
+        self._trouble: OSError | None = None  # why the store could not be written the last time it could not
         if current.owner:
             current.before_end, current.last_words = self._save_at_end, self._store_last_words
             current.refresh = self._refresh
@@ -130,6 +131,7 @@ class Reporter:
         raise way()
 
     def _cannot_write(self, error: OSError) -> None:
+        self._trouble = error
         self.session.warn_once("store", f"the store cannot be written ({error}): training goes on without it")
 
     # One iteration.
@@ -274,19 +276,35 @@ class Reporter:
         self.session.end(contract.END_PREEMPTED, text=f"asked to go at iteration {self._tally.iteration}: {kept}")
         self._go(TrialPreempted)
 
-    def _save_at_end(self) -> None:
-        """At a clean end: the last state, if the last report has shown how to save it and it is not saved yet."""
+    def _save_at_end(self) -> str:
+        """At a clean end: the last state, if the last report has shown how to save it and it is not saved yet.
+
+        What a person has to know of it, for the last words; empty if all is well.
+        """
         if not self._begun:
-            return
+            return ""
         unsaved = self._saves.saved_iteration < self._tally.iteration
+        said = ""
         if self._saves.policy.at_end and self._save is not None and unsaved:
             try:
-                self._commit(self._save, "final")
+                if not self._commit_patiently(self._save):
+                    said = f"the last checkpoint is of iteration {self._saves.saved_iteration}: {self._trouble}"
             except Exception as error:
                 session.warn(f"the last state could not be saved at the end: {type(error).__name__}: {error}")
             except SystemExit:
-                return
+                return ""
         self._say()
+        return said
+
+    def _commit_patiently(self, save: Save) -> bool:
+        """The last save, again and again while the store does not answer: nobody will come by to save it later."""
+        end = time.monotonic() + resuming.PATIENCE
+        while not self._commit(save, "final"):
+            gone = isinstance(self._trouble, Unreachable) and not isinstance(self._trouble, Denied)
+            if not gone or time.monotonic() >= end or self.session.signalled:
+                return False
+            self.session.await_signal(resuming.PAUSE)
+        return True
 
     def _store_last_words(self, message: Message) -> None:
         if not self._begun:

@@ -81,7 +81,7 @@ class Session:
         self.failure: tuple[type[BaseException], BaseException, TracebackType | None] | None = None
         self.message = Message(attempt=env.attempt, podUid=env.pod_uid, started=time.time(), time=time.time())
         self.refresh: Callable[[], None] | None = None  # brings `message` up to the last report
-        self.before_end: Callable[[], None] | None = None  # what reporting wants done before a complete end
+        self.before_end: Callable[[], str] | None = None  # what reporting wants done, and said, at a complete end
         self.last_words: Callable[[Message], None] | None = None  # what reporting does with the final message
         self.new_settings: deque[Settings] = deque(maxlen=1)  # from an answer, for the next report
         self._live: Live | None = None
@@ -257,9 +257,7 @@ class Session:
         elif asked:
             self.end(contract.END_PREEMPTED, text="the trainer left after SIGTERM")
         else:
-            if self.before_end is not None:
-                self.before_end()
-            self.end(contract.END_COMPLETE)
+            self.end(contract.END_COMPLETE, text=self.before_end() if self.before_end is not None else "")
 
 
 def is_worker() -> bool:

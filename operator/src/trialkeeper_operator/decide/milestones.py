@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.experiment import ExperimentStatus
+from trialkeeper_operator.api.times import seconds
 from trialkeeper_operator.api.trial import TrialStatus
 from trialkeeper_operator.decide import endings, ledger
 
@@ -32,12 +33,23 @@ def _begun(old: TrialStatus, new: TrialStatus) -> list[Milestone]:
     before = old.pod if old.attempt == new.attempt else None
     if new.attempt == 1 and before is None:
         return [Milestone("Normal", "Started", f"attempt 1 runs in pod {new.pod.name}")]
+    stated = new.pod.from_iteration is not None and (before is None or before.from_iteration is None)
+    if new.attempt == 1 and stated and old.checkpoint is not None:
+        return [_restored(old.checkpoint.iteration, new.pod.from_iteration or 0)]
     if new.attempt > 1 and new.pod.from_iteration is not None and (before is None or before.from_iteration is None):
         last = new.history[-1] if new.history else None
         after = f" after {last.reason}" if last else ""
         whence = f"resumed from iteration {new.pod.from_iteration}" if new.pod.from_iteration else "began anew"
         return [Milestone("Normal", "Resumed", f"attempt {new.attempt} {whence}{after}")]
     return []
+
+
+def _restored(known: int, base: int) -> Milestone:
+    """A first attempt that goes on where another experiment's trial was, or that could not."""
+    if base < known:
+        text = f"the checkpoint of iteration {known} is not in the store: attempt 1 begins at iteration {base}"
+        return Milestone("Warning", "CheckpointMissing", text)
+    return Milestone("Normal", "Resumed", f"attempt 1 goes on from iteration {base} of the snapshot")
 
 
 def _held(old: TrialStatus, new: TrialStatus) -> list[Milestone]:
@@ -56,8 +68,18 @@ def _ended(old: TrialStatus, new: TrialStatus) -> list[Milestone]:
     if new.phase in ledger.FINAL:
         type_: Literal["Normal", "Warning"] = "Warning" if new.phase == "Failed" else "Normal"
         return [Milestone(type_, new.phase, f"{said}" if last.message in new.message else f"{said}; {new.message}")]
-    type_ = "Normal" if last.class_ in (*endings.DISRUPTED, endings.STOPPED) else "Warning"
-    return [Milestone(type_, last.class_, f"{said} ({last.reason}); it goes on from its newest checkpoint")]
+    type_ = "Normal" if last.class_ in (endings.PREEMPTED, endings.LOST, endings.STOPPED) else "Warning"
+    return [Milestone(type_, last.class_, f"{said} ({last.reason}){_next(new, last.end_time)}")]
+
+
+def _next(status: TrialStatus, ended: str) -> str:
+    """Where the next attempt begins, and when, if not at once."""
+    if status.next_attempt_time is None:
+        return ""
+    known = status.checkpoint.iteration if status.checkpoint else 0
+    wait = seconds(status.next_attempt_time) - seconds(ended)
+    when = f" in {wait:.0f} s" if wait >= 1 else ""
+    return f"; it goes on from iteration {known}{when}" if known else f"; it begins anew{when}"
 
 
 def of_experiment(old: ExperimentStatus, new: ExperimentStatus) -> list[Milestone]:

@@ -21,7 +21,7 @@ from trialkeeper_operator.api.trial import Intent, Trial, TrialStatus
 from trialkeeper_operator.decide import endings, ledger
 from trialkeeper_operator.decide.endings import Ending
 from trialkeeper_operator.decide.pods import Site, render
-from trialkeeper_operator.decide.waiting import waiting
+from trialkeeper_operator.decide.waiting import PATIENCE, starting, waiting
 
 Object = Mapping[str, Any]
 
@@ -272,7 +272,7 @@ def _watch(view: View, status: TrialStatus, pod: Object, now: float) -> Plan:
     if intent is None:
         intent, after = _hang(view, status, now)
     if intent is None:
-        return Plan(_observed(view, _held(status, pod)), after=_sooner(after, pod))
+        return Plan(_observed(view, _held(status, pod, now)), after=_sooner(after, pod))
     status = status.model_copy(update={"intent": intent})
     assert status.pod is not None
     delete = () if pod["metadata"].get("deletionTimestamp") else (DeletePod(pod["metadata"]["name"], status.pod.uid),)
@@ -280,15 +280,14 @@ def _watch(view: View, status: TrialStatus, pod: Object, now: float) -> Plan:
 
 
 def _sooner(after: float | None, pod: Object) -> float | None:
-    """A pod on its way out is looked at again and again: its node may be silent by then."""
-    if not pod["metadata"].get("deletionTimestamp"):
-        return after
-    return LEAVING if after is None else min(after, LEAVING)
+    """A pod on its way out is looked at again and again, since its node may be silent; one that starts, later."""
+    again = LEAVING if pod["metadata"].get("deletionTimestamp") else PATIENCE + 1 if starting(pod) else None
+    return min((wait for wait in (after, again) if wait is not None), default=None)
 
 
-def _held(status: TrialStatus, pod: Object) -> TrialStatus:
+def _held(status: TrialStatus, pod: Object, now: float) -> TrialStatus:
     """Whether the pod has started, as far as anybody has to know; the same trouble is not told in new words."""
-    held = waiting(pod)
+    held = waiting(pod, now)
     if held is None:
         update = {"phase": "Running", "reason": "", "message": ""}
     elif (status.phase, status.reason) == ("Waiting", held.reason):

@@ -100,6 +100,8 @@ async def run(settings: Settings, place: Place, *, http_port: int = HTTP_PORT, r
                 task.cancel()
         await asyncio.wait({main, beat, stop})
         error = None if main.cancelled() else main.exception()
+        if error is None:
+            await replica.let_go()
         if error is None or not renewable(error):
             # Only now that nothing of ours is in flight may the next replica begin.
             await elector.release()
@@ -119,6 +121,12 @@ class Replica:
     health: Health
     elector: Elector
     report_port: int
+    claims: Claims | None = None
+
+    async def let_go(self) -> None:
+        """Give the namespaces back, so that another installation need not wait until the claims run out."""
+        if self.claims is not None:
+            await self.claims.release()
 
     async def main(self) -> None:
         """Wait for the Lease, then lead until it is lost or this is cancelled."""
@@ -133,7 +141,7 @@ class Replica:
             raise failed.exceptions[0] from None
 
     async def _lead(self, tasks: asyncio.TaskGroup) -> None:
-        claims = Claims(self.kube, f"{self.place.namespace}/{self.settings.lease}")
+        claims = self.claims = Claims(self.kube, f"{self.place.namespace}/{self.settings.lease}")
         for namespace in self.settings.watch_namespaces:
             await claims.serves(namespace)
         telling = Telling(self.kube, self.metrics, time.time)
