@@ -222,7 +222,7 @@ def test_the_newest_of_another_experiments_snapshots_is_what_stays_aside() -> No
     story(tell)
 
 
-@pytest.mark.parametrize("owner", ["", "Ä/../x", "-", "0" * 500])
+@pytest.mark.parametrize("owner", ["Ä/../x", "-", "0" * 500])
 def test_whatever_a_config_map_says_of_its_owner_it_can_be_set_aside(owner: str) -> None:
     async def tell(stage: Stage) -> None:
         body = {"apiVersion": "v1", "kind": "ConfigMap", "data": {"a": "b"}}

@@ -62,10 +62,14 @@ def policy(bucket: str, own: str, readable: Sequence[str] = ()) -> str:
 
 
 class Credentials:
-    """Hands out keys; those of one prefix are kept until half their life is over."""
+    """Hands out keys; those of one prefix are kept until half their life is over.
+
+    `bucket_made` is False until the chart's bucket is there: trainers wait for keys, but fail without a bucket.
+    """
 
     def __init__(self, store: StoreSettings, clock: Callable[[], float] = time.time) -> None:
         self._store, self._clock = store, clock
+        self.bucket_made = store.mode != "embedded"
         self._kept: dict[tuple[str, ...], Keys] = {}
         self._locks: dict[tuple[str, ...], asyncio.Lock] = {}
 
@@ -76,6 +80,8 @@ class Credentials:
         """
         if self._store.credentials_dir is None:
             raise NoKeys("the installation has no keys of its own: pods need an identity that the store knows")
+        if not self.bucket_made:
+            raise NoKeys(f"the bucket {self._store.bucket} is not made yet")
         if not self._store.sts:
             return Keys(*_pair(self._store.credentials_dir))
         wanted = (own, *sorted(readable))

@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 HTTP_PORT = 8080
 REPORT_PORT = 8443
 LABEL_LEADER = f"{names.GROUP}/leader"
-_BUCKET_RETRY = 5.0
+_BUCKET_RETRY = 1.0
 
 
 @dataclass(frozen=True)
@@ -155,10 +155,11 @@ class Replica:
         self.health.trouble = operator.trouble
         tasks.create_task(telling.run(), name="events")
         tasks.create_task(claims.run(), name="claims")
-        tasks.create_task(self._bucket(), name="bucket")
+        credentials = Credentials(self.settings.store)
+        tasks.create_task(self._bucket(credentials), name="bucket")
         tasks.create_task(operator.run(), name="operator")
         if self.settings.report is not None:
-            await self._serve_reports(operator, self.settings.report)
+            await self._serve_reports(operator, credentials, self.settings.report)
         await self._label("true")
 
     def _passed(self, kind: str, seconds: float, failed: bool) -> None:
@@ -172,26 +173,25 @@ class Replica:
         self.metrics.age.set(age)
         self.metrics.stale.set(1 if operator.trouble() else 0)
 
-    async def _serve_reports(self, operator: Operator, report: ReportSettings) -> None:
+    async def _serve_reports(self, operator: Operator, credentials: Credentials, report: ReportSettings) -> None:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.load_cert_chain(report.tls_dir / "tls.crt", report.tls_dir / "tls.key")
         reports = Reports(
             operator,
             Tokens(self.kube),
-            Credentials(self.settings.store),
+            credentials,
             lambda path, status: self.metrics.reports.labels(path, str(status)).inc(),
         )
         await listen(reports.application(), self.report_port, ssl_context=context)
 
-    async def _bucket(self) -> None:
+    async def _bucket(self, credentials: Credentials) -> None:
         """Make the chart's bucket, however long the store takes to come up."""
-        if self.settings.store.mode != "embedded":
-            return
         said = False
-        while True:
+        while not credentials.bucket_made:
             try:
                 await asyncio.to_thread(ensure_bucket, self.settings.store)
+                credentials.bucket_made = True
                 return
             except NoKeys as error:
                 if not said:
