@@ -7,6 +7,7 @@ tests of one session do not meet. A test that is about many namespaces says so.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 import uuid
 from collections import Counter
@@ -74,8 +75,12 @@ class Plane:
         return made
 
     async def close(self) -> None:
+        """Close all clients, and wait for the watches, which end by themselves: their connections are theirs."""
         while self.kubes:
             await self.kubes.pop().close()
+        for thread in threading.enumerate():
+            if thread.name == "watch":
+                await asyncio.to_thread(thread.join, 15)
 
     async def namespace(self, kube: Kube, prefix: str = "t", labels: dict[str, str] | None = None) -> str:
         """A new namespace, its service account included."""

@@ -10,6 +10,7 @@ from trialkeeper_operator.cluster.answers import decoded, error
 from trialkeeper_operator.reconcile import ports
 
 QUOTA = 'pods "p" is forbidden: exceeded quota: q, requested: pods=1, used: pods=2, limited: pods=2'
+NEW_QUOTA = 'pods "p" is forbidden: status unknown for quota: q, resources: pods'
 RBAC = 'pods is forbidden: User "u" cannot create resource "pods" in API group "" in the namespace "n"'
 ENDING = {"details": {"causes": [{"reason": "NamespaceTerminating"}]}}
 
@@ -26,6 +27,7 @@ ENDING = {"details": {"causes": [{"reason": "NamespaceTerminating"}]}}
         ("PUT", 409, {"reason": "Conflict"}, ports.Conflict),
         ("GET", 410, {}, ports.Expired),
         ("POST", 403, {"message": QUOTA}, ports.QuotaExceeded),
+        ("POST", 403, {"message": NEW_QUOTA}, ports.QuotaExceeded),
         ("POST", 403, {"message": RBAC}, ports.Forbidden),
         ("POST", 403, ENDING, ports.Unavailable),
         ("POST", 403, {"message": 'pods "p" is forbidden: violates PodSecurity "restricted:latest"'}, ports.Invalid),

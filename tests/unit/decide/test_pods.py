@@ -104,3 +104,30 @@ def test_a_restricted_pod_keeps_what_the_template_says(user: int | None) -> None
     (container,) = pod["spec"]["containers"]
     assert container["securityContext"]["allowPrivilegeEscalation"] is False
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+NONSENSE = [
+    {"spec": {"tolerations": "all"}},
+    {"spec": {"tolerations": [1]}},
+    {"spec": {"volumes": [1, 2]}},
+    {"spec": {"volumes": {"name": "data"}}},
+    {"lifecycle": "forever"},
+    {"volumeMounts": "here"},
+    {"volumeMounts": ["here"]},
+]
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE, ids=str)
+def test_a_field_that_no_pod_can_have_is_passed_on_for_the_api_server_to_name(nonsense: dict[str, Any]) -> None:
+    pod = rendered(template=template(**nonsense))
+    (name, value) = next(iter(nonsense.get("spec", nonsense).items()))
+    where = pod["spec"] if "spec" in nonsense else pod["spec"]["containers"][0]
+    assert where[name] == value
+
+
+def test_null_is_an_absent_field() -> None:
+    nothing = {"volumes": None, "tolerations": None, "securityContext": None, "initContainers": None}
+    pod = restricted(rendered(template=template(spec=nothing, lifecycle=None, volumeMounts=None)))
+    assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+    assert [v["name"] for v in pod["spec"]["volumes"]] == ["trialkeeper-scratch", "trialkeeper-token"]
+    assert pod["spec"]["containers"][0]["lifecycle"]["preStop"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from builders import experiment, pod, trial
 from trialkeeper_operator.api.experiment import Experiment
+from trialkeeper_operator.api.trial import Trial
 from trialkeeper_operator.state.cache import Cache
 
 NAME = ("default", "exp-0")
@@ -88,3 +89,21 @@ def test_an_object_that_does_not_fit_answers_none_and_disturbs_nobody() -> None:
     cache.apply("Trial", version(trial("exp-1", uid="b"), 6))
     assert cache.trial(NAME) is None
     assert cache.trial(("default", "exp-1")) is not None
+
+
+def test_a_time_that_is_none_stops_nobody() -> None:
+    pod = {"name": "exp-0-a1", "uid": "u", "startTime": "yesterday"}
+    found = Trial.from_object(trial(startTime="never", nextAttemptTime="9" * 40, pod=pod)).status
+    epoch = "1970-01-01T00:00:00.000000Z"
+    assert found.pod is not None
+    assert (found.start_time, found.next_attempt_time, found.pod.start_time) == (epoch, epoch, epoch)
+
+
+def test_a_trial_that_is_not_called_after_its_index_was_not_made_by_us() -> None:
+    cache = Cache()
+    cache.apply("Experiment", experiment())
+    cache.apply("Trial", trial())
+    cache.apply("Trial", trial("exp-forged", index=1_000_000, uid="forged"))
+    found = cache.experiment(("default", "exp"))
+    assert found is not None
+    assert [t.name for t in cache.trials_of(found)] == ["exp-0"]
