@@ -121,7 +121,7 @@ def test_a_cluster_is_asked_for_what_no_run_has(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     done = shown("exp", "--dir", str(tmp_path))
     assert done.exit_code == 2
-    assert "no run here has left exp-snapshot; no cluster is known here" in done.stderr
+    assert "no run here has left exp-snapshot, and " in done.stderr
     monkeypatch.setattr(snapshots, "fetch", fetch)
     assert shown("exp", "--dir", str(tmp_path), "-n", "team").exit_code == 0
     assert asked == [("exp-snapshot", "team")]
@@ -157,3 +157,33 @@ def test_neither_a_name_nor_a_file_is_a_wrong_usage() -> None:
 def test_help_loads_no_model() -> None:
     code = "import sys; from trialkeeper_operator.local import snapshots; sys.exit('pydantic' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("kubectl", "words"),
+    [
+        ("echo 'error: no such thing' >&2; exit 1", "kubectl says: error: no such thing"),
+        ("echo nonsense", "did not answer with an object"),
+        (None, "there is no kubectl"),
+    ],
+)
+def test_what_kubectl_says_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kubectl: str | None, words: str
+) -> None:
+    if kubectl is not None:
+        program = tmp_path / "kubectl"
+        program.write_text(f"#!/bin/sh\n{kubectl}\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin" if kubectl else str(tmp_path))
+    done = shown("exp", "--dir", str(tmp_path / "none"), "-n", "team")
+    assert (done.exit_code, words in done.stderr) == (2, True), done.stderr
+
+
+def test_kubectl_is_asked_for_the_snapshot_of_the_namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cm.json").write_text(json.dumps(stored()))
+    program = tmp_path / "kubectl"
+    program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\ncat {tmp_path}/cm.json\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    assert shown("exp", "-n", "team").exit_code == 0
+    assert (tmp_path / "asked").read_text().split()[-2:] == ["--", "exp-snapshot"]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     Object = dict[str, Any]
 
 BAD_INPUT = 2
+KUBECTL_SECONDS = 30.0
 BYTES = 8 << 20  # of a file: a ConfigMap's mebibyte in base64 and YAML, several times
 
 
@@ -32,36 +33,27 @@ Fetch = Callable[[str, str], "Object"]
 
 
 def fetch(name: str, namespace: str) -> Object:
-    """A ConfigMap of the cluster that kubectl speaks to.
+    """A ConfigMap of the cluster that kubectl speaks to, with whatever way to log in kubectl knows.
 
-    :raises NoSnapshot: if there is none, or no cluster.
+    :raises NoSnapshot: if there is none, or no kubectl.
     """
-    import asyncio
+    import shutil
+    import subprocess
 
-    from trialkeeper_operator.reconcile.ports import ClusterError
-
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        raise NoSnapshot(f"no run here has left {name}, and there is no kubectl to look into a cluster with")
+    command = [kubectl, "get", "configmap", "-o", "json", f"--namespace={namespace}", "--", name]
     try:
-        from trialkeeper_operator.cluster.access import NoAccess, connect
-    except ImportError:
-        raise NoSnapshot(
-            f"no run here has left {name}, and to read clusters trialkeeper-operator[cluster] must be installed; or: "
-            f"kubectl get configmap {name} -n {namespace} -o yaml | trialkeeper snapshot show --file -"
-        ) from None
-
-    async def found() -> Object | None:
-        kube = await connect()
-        try:
-            return await kube.get("ConfigMap", namespace, name)
-        finally:
-            await kube.close()
-
-    try:
-        config_map = asyncio.run(found())
-    except (NoAccess, ClusterError) as error:
-        raise NoSnapshot(f"no run here has left {name}; {error}") from error
-    if config_map is None:
-        raise NoSnapshot(f"neither a run here nor namespace {namespace} of the cluster has {name}")
-    return config_map
+        done = subprocess.run(command, capture_output=True, text=True, timeout=KUBECTL_SECONDS, check=False)
+        found = json.loads(done.stdout) if done.returncode == 0 else None
+    except subprocess.TimeoutExpired:
+        raise NoSnapshot(f"kubectl has not answered within {KUBECTL_SECONDS:g} s") from None
+    except ValueError as broken:
+        raise NoSnapshot(f"kubectl did not answer with an object: {broken}") from broken
+    if not isinstance(found, dict):
+        raise NoSnapshot(f"no run here has left {name}, and kubectl says: {done.stderr.strip()[:500]}")
+    return found
 
 
 @click.group()
