@@ -43,7 +43,9 @@ class Claims:
             return ours
 
     async def _claim(self, namespace: str) -> bool:
-        claim = self._claims.setdefault(namespace, Elector(self._kube, namespace, LEASE, self._identity, TERMS))
+        claim = self._claims.setdefault(
+            namespace, Elector(self._kube, namespace, LEASE, self._identity, TERMS, self._clock)
+        )
         if await claim.claim_once():
             return True
         if claim.foreign:
@@ -60,11 +62,24 @@ class Claims:
         """Renew every claim until cancelled."""
         while True:
             await asyncio.sleep(TERMS.retry)
-            for namespace in list(self._claims):
-                try:
-                    self._checked[namespace] = (self._clock(), await self._claim(namespace))
-                except ClusterError as error:
-                    log.warning("the claim of namespace %s was not renewed: %s", namespace, error)
+            await self.renew()
+
+    async def renew(self) -> None:
+        """Renew every claim once; those of namespaces that are gone are forgotten."""
+        for namespace, claim in list(self._claims.items()):
+            ours = await claim.claim_once()
+            if not ours and not claim.foreign and await self._gone(namespace):
+                self._claims.pop(namespace)
+                self._checked.pop(namespace, None)
+            else:
+                self._checked[namespace] = (self._clock(), not claim.foreign)
+
+    async def _gone(self, namespace: str) -> bool:
+        """Whether a namespace is gone for sure; where namespaces may not be read, nobody knows."""
+        try:
+            return await self._kube.get("Namespace", "", namespace) is None
+        except ClusterError:
+            return False
 
     async def release(self) -> None:
         """Give all of them back."""
