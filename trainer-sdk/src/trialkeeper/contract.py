@@ -84,6 +84,7 @@ REASON_STALE_ATTEMPT = "StaleAttempt"
 
 MESSAGE_LIMIT = 3072  # bytes; the kubelet cuts a termination message at 4,096
 KEY_LIMIT = 256  # characters
+METRICS_LIMIT = 64  # that a status holds
 ERROR_LIMIT = 1024  # bytes of an exception's text
 TIME_LIMIT = 1e11  # seconds: a time or a duration beyond it is none, and no calendar has it
 
@@ -246,7 +247,7 @@ def _message(value: dict[str, Any]) -> Message:
         ),
         metrics={
             _string(name, 256): MetricSummary(_number(m["last"]), _number(m["min"]), _number(m["max"]))
-            for name, m in value.get("metrics", {}).items()
+            for name, m in list(value.get("metrics", {}).items())[:METRICS_LIMIT]
         },
     )
 

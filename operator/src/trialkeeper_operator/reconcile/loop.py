@@ -77,7 +77,8 @@ class Operator:
         """Hand in a live report of a trial, authenticated by whoever received it. Older ones are ignored."""
         name = (namespace, trial_name)
         known = self.world.reports.get(name)
-        if known is not None and (known[0].attempt, known[0].time) > (message.attempt, message.time):
+        # Iterations before times: a pod's clock may be set back.
+        if known is not None and _age(known[0]) > _age(message):
             return
         self.world.reports[name] = (message, self.world.now())
         self.world.queue.add((names.TRIAL, name))
@@ -181,6 +182,10 @@ class Operator:
             known = self.world.cache.raw(kind, name_of(obj))
             if known is None or _version(known) < _version(obj):
                 self._missed.setdefault((kind, name_of(obj)), (_version(obj), now))
+
+
+def _age(message: Message) -> tuple[int, int, float]:
+    return message.attempt, message.iteration, message.time
 
 
 def _version(obj: Mapping[str, Any]) -> int:

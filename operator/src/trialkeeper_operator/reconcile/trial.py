@@ -75,11 +75,12 @@ def _view(world: World, name: Name) -> View | None:
 async def _silent(world: World, pod: Mapping[str, Any]) -> bool:
     """Whether a pod's node is gone or has not been heard of; False where nodes may not be read."""
     node = endings.node_of(pod)
-    if node is None:
+    if node is None or world.nodes_closed:
         return False
     try:
         found = await world.cluster.get(names.NODE, "", node)
     except Forbidden:
+        world.nodes_closed = True
         return False
     if found is None:
         return True

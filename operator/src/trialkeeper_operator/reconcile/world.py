@@ -67,6 +67,7 @@ class World:
     observer: Observer = field(default_factory=Nobody)
     hardened: set[str] = field(default_factory=set)  # uids of experiments whose namespace asks for restricted pods
     deleted: set[str] = field(default_factory=set)  # uids of pods whose deletion is granted, and not told yet
+    nodes_closed: bool = False  # whether nodes may not be read
     cache: Cache = field(default_factory=Cache)
     reports: dict[Name, tuple[Message, float]] = field(default_factory=dict)
     live_writes: dict[Name, float] = field(default_factory=dict)

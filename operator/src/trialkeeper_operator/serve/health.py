@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Callable
 
@@ -12,6 +13,8 @@ from trialkeeper_operator.serve.metrics import Metrics
 
 LOOP_LIMIT = 30.0  # seconds that the event loop may be silent
 LINGER = 1.0  # seconds that the rest of a refused body is read and forgotten, so that the refusal can be heard
+CONNECTIONS = 1000  # at once; a TLS connection costs 0.3 MB
+HANDSHAKE = 5.0  # seconds
 IDLE_LIMIT = 60.0  # seconds after which a connection is closed that brings no whole request
 
 
@@ -51,11 +54,36 @@ class Health:
         return web.Response(body=self._metrics.text(), content_type="text/plain", charset="utf-8")
 
 
-async def listen(app: web.Application, port: int, **how: object) -> web.AppRunner:
-    """Serve an application on all of the pod's addresses; `how` goes to the site (ssl_context)."""
+class _TooMany(asyncio.Protocol):
+    """A connection beyond the limit: closed as soon as it is made, without a word."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if isinstance(transport, asyncio.Transport):
+            transport.abort()
+
+
+async def listen(app: web.Application, port: int, context: ssl.SSLContext | None = None) -> web.AppRunner:
+    """Serve an application on all of the pod's addresses, to so many connections as memory is there for."""
+    listening: list[asyncio.Server] = []
+
+    async def stop(_: web.Application) -> None:
+        for server in listening:
+            server.close()
+
+    app.on_shutdown.append(stop)
     runner = web.AppRunner(
         app, access_log=None, handle_signals=False, keepalive_timeout=IDLE_LIMIT, lingering_time=LINGER
     )
     await runner.setup()
-    await web.TCPSite(runner, None, port, **how).start()  # type: ignore[arg-type]
+    served = runner.server
+    assert served is not None
+
+    def protocol() -> asyncio.BaseProtocol:
+        return served() if len(served.connections) < CONNECTIONS else _TooMany()
+
+    handshake = HANDSHAKE if context is not None else None
+    loop = asyncio.get_running_loop()
+    listening.append(
+        await loop.create_server(protocol, None, port, ssl=context, ssl_handshake_timeout=handshake, reuse_address=True)
+    )
     return runner

@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 HTTP_PORT = 8080
 REPORT_PORT = 8443
 LABEL_LEADER = f"{names.GROUP}/leader"
+LABEL_SECONDS = 10.0  # between two looks at who has the leader's label
 _BUCKET_RETRY = 1.0
 
 
@@ -168,7 +169,7 @@ class Replica:
         tasks.create_task(operator.run(), name="operator")
         if self.settings.report is not None:
             await self._serve_reports(operator, credentials, self.settings.report)
-        await self._label("true")
+        tasks.create_task(self._stay_labelled(), name="label")
 
     def _passed(self, kind: str, seconds: float, failed: bool) -> None:
         self.metrics.reconciles.labels(kind).observe(seconds)
@@ -191,7 +192,7 @@ class Replica:
             credentials,
             lambda path, status: self.metrics.reports.labels(path, str(status)).inc(),
         )
-        await listen(reports.application(), self.report_port, ssl_context=context)
+        await listen(reports.application(), self.report_port, context)
 
     async def _bucket(self, credentials: Credentials) -> None:
         """Make the chart's bucket, however long the store takes to come up."""
@@ -207,14 +208,24 @@ class Replica:
                 said = True
             await asyncio.sleep(_BUCKET_RETRY)
 
+    async def _stay_labelled(self) -> None:
+        """See to it that reports arrive here, whatever becomes of the label: the report Service selects by it."""
+        while True:
+            await self._label("true")
+            await asyncio.sleep(LABEL_SECONDS)
+
     async def _label(self, leader: str | None) -> None:
         """Say on this pod whether it leads; on taking over, take the label from whoever else still has it."""
         try:
+            labelled = []
             if leader:
-                async for pod in self.kube.list(names.POD, self.place.namespace, {LABEL_LEADER: "true"}):
-                    if pod["metadata"]["name"] != self.place.pod:
-                        await self._set_label(pod["metadata"]["name"], None)
-            await self._set_label(self.place.pod, leader)
+                pods = self.kube.list(names.POD, self.place.namespace, {LABEL_LEADER: "true"})
+                labelled = [pod["metadata"]["name"] async for pod in pods]
+            for name in labelled:
+                if name != self.place.pod:
+                    await self._set_label(name, None)
+            if leader is None or self.place.pod not in labelled:
+                await self._set_label(self.place.pod, leader)
         except ClusterError as error:
             log.warning("the leader's label could not be set, so pods' reports may not arrive: %s", error)
 
