@@ -8,6 +8,7 @@ import pytest
 
 from builders import NOW, experiment, trial
 from trialkeeper_operator.api.experiment import Experiment
+from trialkeeper_operator.api.times import stamp
 from trialkeeper_operator.api.trial import Trial
 from trialkeeper_operator.decide.experiment import Plan, plan
 
@@ -127,3 +128,15 @@ def test_it_is_stalled_while_every_active_trial_waits_for_somebody() -> None:
 
 def test_a_trial_that_only_waits_for_its_next_attempt_stalls_nothing() -> None:
     assert stalled(planned(a_trial(0, "Waiting", reason="ExitCode"))) is None
+
+
+def test_the_best_trials_checkpoint_can_be_found_in_the_bucket() -> None:
+    key = "manifests/a000002-i000000000007.json"
+    saved = {"attempt": 2, "iteration": 7, "key": key, "time": stamp(NOW)}
+    found = planned(a_trial(0, "Succeeded", 0.5, checkpoint=saved))
+    assert found.status.best is not None
+    assert found.status.best.checkpoint == f"default/exp-exp-uid/00000/{key}"
+    inherited = f"default/old-0a1b2c3d/00000/{key}"
+    found = planned(a_trial(0, "Succeeded", 0.5, checkpoint={**saved, "key": inherited}))
+    assert found.status.best is not None
+    assert found.status.best.checkpoint == inherited

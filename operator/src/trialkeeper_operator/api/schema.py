@@ -189,6 +189,7 @@ def experiments() -> Schema:
         _column("Done", "integer", ".status.finished"),
         _column("Best", "number", ".status.best.value"),
         _column("Disruptions", "integer", ".status.disruptions"),
+        _column("Best Trial", "string", ".status.best.trial", 1),
         _column("Goodput", "number", ".status.goodput", 1),
         _column("Age", "date", ".metadata.creationTimestamp"),
     ]

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from trialkeeper import contract
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.conditions import Condition, Verdict, set_condition
 from trialkeeper_operator.api.experiment import Best, Experiment, ExperimentStatus
@@ -133,8 +134,18 @@ def best(experiment: Experiment, trials: Sequence[Trial]) -> Best | None:
         value=number,
         values=values(objectives, trial.status) if len(objectives) > 1 else None,
         iteration=trial.status.iteration,
-        checkpoint=trial.status.checkpoint.key if trial.status.checkpoint else None,
+        checkpoint=_place(experiment, trial),
     )
+
+
+def _place(experiment: Experiment, trial: Trial) -> str | None:
+    """Where a trial's newest checkpoint is in the store: its manifest's key, in full."""
+    if trial.status.checkpoint is None:
+        return None
+    key = trial.status.checkpoint.key
+    if contract.parse_inherited_key(key) is not None:
+        return key
+    return f"{contract.prefix(trial.namespace, experiment.name, experiment.uid, trial.spec.index)}/{key}"[:256]
 
 
 def _with(
