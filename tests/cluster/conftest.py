@@ -40,11 +40,11 @@ def namespace(testbed: Cluster) -> Iterator[str]:
 
 @pytest.fixture
 def tell(testbed: Cluster) -> Tell:
-    """Runs a story at the real API server, in a namespace of its own."""
+    """Runs a story at the real API server, in a namespace of its own; its collector takes its time."""
 
     def run(story: Story) -> None:
         async def main() -> None:
-            async with asyncio.timeout(PATIENCE), kube(str(testbed.kubeconfig)) as bench:
+            async with asyncio.timeout(4 * PATIENCE), kube(str(testbed.kubeconfig)) as bench:
                 await story(bench)
 
         asyncio.run(main())
