@@ -95,8 +95,12 @@ def replica(
     *,
     kubeconfig: Path | None = None,
     settings: Mapping[str, Any] | None = None,
+    lives: bool = True,
 ) -> Iterator[Replica]:
-    """A replica whose own namespace is `namespace`, until the block is left; `settings` go into its file."""
+    """A replica whose own namespace is `namespace`, until the block is left; `settings` go into its file.
+
+    It `lives` when the block is entered, unless it is one that cannot.
+    """
     config, log = folder / f"{name}.yaml", folder / f"{name}.log"
     config.write_text(json.dumps({"watchNamespaces": list(watched), "logLevel": "info", **(settings or {})}))
     ports = free_port(), free_port()
@@ -112,7 +116,7 @@ def replica(
     running = Replica(name, process, *ports, log)
     try:
         until(f"the replica {name}", lambda: process.poll() is not None or running.get("/readyz"), seconds=30)
-        assert process.poll() is None, log.read_text()
+        assert process.poll() is None or not lives, log.read_text()
         yield running
     finally:
         if process.poll() is None:

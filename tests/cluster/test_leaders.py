@@ -256,7 +256,7 @@ def test_a_lost_lease_ends_in_a_fresh_process(play: Play, fakes: Cluster, tmp_pa
 def test_what_no_fresh_process_could_mend_ends_with_a_code(fakes: Cluster, tmp_path: Path) -> None:
     space = make_namespace(fakes)
     settings: dict[str, Any] = {"report": {"url": "https://127.0.0.1", "tlsDir": str(tmp_path / "missing")}}
-    with replica(fakes, tmp_path, "one", space, [space], settings=settings) as one:
+    with replica(fakes, tmp_path, "one", space, [space], settings=settings, lives=False) as one:
         until("its end", lambda: one.process.poll() is not None, seconds=30)
         assert one.process.returncode == 1
 
@@ -294,9 +294,13 @@ def test_a_second_installation_stands_back(play: Play, fakes: Cluster, tmp_path:
                 calls = theirs.calls()
                 touched = {k: n for k, n in calls.items() if k[0] != "GET" and k[1] not in ("Lease", "Pod")}
                 assert (touched, calls["POST", "Pod"], calls["DELETE", "Pod"]) == ({}, 0, 0)
+            found = await kube.get("Lease", served, "trialkeeper-serves")
+            assert found is not None
+            assert found["spec"]["holderIdentity"].startswith(f"{first}/")
+        # Whoever leaves gives its namespaces back.
         found = await kube.get("Lease", served, "trialkeeper-serves")
         assert found is not None
-        assert found["spec"]["holderIdentity"].startswith(f"{first}/")
+        assert found["spec"]["holderIdentity"] == ""
 
     play(story)
 

@@ -65,6 +65,7 @@ class Operator:
         passed: Callable[[str, float, bool], None] = lambda kind, seconds, failed: None,
     ) -> None:
         self.world = World(cluster, now, KeyedQueue(), status_interval, site=site, observer=observer or Nobody())
+        self.world.nodes_closed = bool(namespaces)  # rights in namespaces are none to nodes
         self._serves, self._passed = serves, passed
         self._namespaces: Collection[str | None] = namespaces or (None,)
         self._sweep_now = asyncio.Event()
