@@ -103,7 +103,10 @@ def test_a_taint_disrupts_a_pod(testbed: Cluster, namespace: str) -> None:
             return [c["reason"] for c in conditions if c["type"] == "DisruptionTarget" and c["status"] == "True"]
 
         assert until("the disruption", disrupted, seconds=20) == ["DeletionByTaintManager"]
-        assert "deletionTimestamp" in get(testbed, namespace, "pod/victim")["metadata"]
+        # The condition first, then the deletion.
+        until(
+            "the deletion", lambda: "deletionTimestamp" in get(testbed, namespace, "pod/victim")["metadata"], seconds=5
+        )
     finally:
         testbed.kubectl("taint", "node", "node2", "test=gone:NoExecute-")
 
