@@ -10,6 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import subprocess
+import sys
 import zipfile
 from collections import Counter
 from collections.abc import Iterable
@@ -20,6 +23,7 @@ AUTOMATIC = frozenset(
     {"training_iteration", "time_this_iter_s", "time_total_s", "timestamp", "trial_id", "attempt", "hostname", "step"}
 )
 Row = dict[str, Any]
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def rows(prefix: Path) -> dict[int, list[Row]]:
@@ -131,3 +135,22 @@ def violations(prefix: Path, trial: dict[str, Any], reference: Path) -> list[str
 def prefixes(run: Path) -> Iterable[Path]:
     """The trials' folders of a run, by index."""
     return sorted(p.parent for p in run.glob("store/*/*/*/attempts"))
+
+
+def undisturbed(name: str, seed: int, parameters: Row, folder: Path, script: str = "digits.py") -> Path:
+    """A trial's example trainer with its seed and parameters, started by hand and killed by nobody; its store."""
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "TRIALKEEPER_ATTEMPT": "1",
+        "TRIALKEEPER_STORE": folder.as_uri(),
+        "TRIALKEEPER_PREFIX": name,
+        "TRIALKEEPER_SEED": str(seed),
+        "TRIALKEEPER_PARAMS": json.dumps(parameters),
+        "TRIALKEEPER_SETTINGS": '{"checkpoint": {"frequency": 1}}',
+        "TRIALKEEPER_SCRATCH": str(folder / "scratch" / name),
+        "TRIALKEEPER_TERMINATION_LOG": os.devnull,
+    }
+    subprocess.run([sys.executable, script], cwd=EXAMPLES, env=env, check=True, timeout=120)
+    return folder / name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from cluster.bench import kube
 from cluster.plane import Plane
 from contract.bench import PATIENCE, Story, Tell
+from namespaces import own_namespace
 from testbed import Cluster, cluster, images
 from testbed.wait import until
 
@@ -31,11 +31,8 @@ def testbed() -> Iterator[Cluster]:
 @pytest.fixture
 def namespace(testbed: Cluster) -> Iterator[str]:
     """A namespace of the cluster whose service account can be used, and that goes after the test."""
-    name = f"t-{uuid.uuid4().hex[:8]}"
-    testbed.kubectl("create", "namespace", name)
-    testbed.kubectl("wait", "--for=create", "serviceaccount/default", "-n", name, "--timeout=30s")
-    yield name
-    testbed.kubectl("delete", "namespace", name, "--wait=false")
+    with own_namespace(testbed, "t") as name:
+        yield name
 
 
 @pytest.fixture

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from e2e.cluster.installed import Installed, Named, install
+from namespaces import own_namespace
 from testbed import cluster, images
 
 
@@ -32,8 +32,5 @@ def installed() -> Iterator[Installed]:
 @pytest.fixture
 def namespace(installed: Installed) -> Iterator[str]:
     """A namespace that goes after the test."""
-    name = f"e2e-{uuid.uuid4().hex[:8]}"
-    installed.kubectl("create", "namespace", name)
-    installed.kubectl("wait", "--for=create", "serviceaccount/default", "-n", name, "--timeout=30s")
-    yield name
-    installed.kubectl("delete", "namespace", name, "--wait=false")
+    with own_namespace(installed, "e2e") as name:
+        yield name

@@ -5,23 +5,18 @@ The proof is that of the laptop: on raw results and final weights.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from e2e.cluster.installed import ROOT, Installed
-from proof import bases, repeated, violations
+from e2e.cluster.installed import Installed
+from proof import EXAMPLES, bases, repeated, undisturbed, violations
 from testbed import Cluster
 from trialkeeper_operator.api import names
 from trialkeeper_operator.local.documents import documents
 
-EXAMPLES = ROOT / "examples"
 Object = dict[str, Any]
 
 UNSEEN = {("Lost", "PodGone"), ("Preempted", "Deleted")}
@@ -42,26 +37,6 @@ def longer(trials: int = TRIALS, epochs: int = EPOCHS) -> Object:
     spec = digits["spec"] | {"maxTrials": trials}
     spec["parameters"] = [p | {"fixed": epochs} if p["name"] == "epochs" else p for p in spec["parameters"]]
     return {**digits, "spec": spec}
-
-
-def undisturbed(trial: Object, folder: Path) -> Path:
-    """The same trainer with the same seed and parameters, started by hand and killed by nobody; its store."""
-    name = trial["metadata"]["name"]
-    env = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "TRIALKEEPER_ATTEMPT": "1",
-        "TRIALKEEPER_STORE": folder.as_uri(),
-        "TRIALKEEPER_PREFIX": name,
-        "TRIALKEEPER_SEED": str(trial["spec"]["seed"]),
-        "TRIALKEEPER_PARAMS": json.dumps(trial["spec"]["parameters"]),
-        "TRIALKEEPER_SETTINGS": '{"checkpoint": {"frequency": 1}}',
-        "TRIALKEEPER_SCRATCH": str(folder / "scratch" / name),
-        "TRIALKEEPER_TERMINATION_LOG": os.devnull,
-    }
-    subprocess.run([sys.executable, "digits.py"], cwd=EXAMPLES, env=env, check=True, timeout=120)
-    return folder / str(name)
 
 
 def ended(installed: Installed, namespace: str, trial: Object) -> Object:
@@ -148,11 +123,13 @@ def prove(installed: Installed, trials: list[Object], experiment: Object, folder
     for trial in trials:
         prefix = store / f"{trial['spec']['index']:05d}"
         told = {"attempts": [{"lostIterations": h.get("lostIterations", 0)} for h in trial["status"]["history"]]}
-        found = violations(prefix, told, undisturbed(trial, folder / "reference"))
+        name, spec = trial["metadata"]["name"], trial["spec"]
+        reference = undisturbed(name, spec["seed"], spec["parameters"], folder / "reference")
+        found = violations(prefix, told, reference)
         if len(bases(prefix)) != trial["status"]["attempt"]:
             found.append(f"{len(bases(prefix))} attempts in the store, {trial['status']['attempt']} in the status")
         if found:
-            wrong[trial["metadata"]["name"]] = found
+            wrong[name] = found
     assert wrong == {}
     total = sum(repeated(store / f"{t['spec']['index']:05d}") for t in trials)
     assert experiment["status"]["lostWork"]["iterations"] == total

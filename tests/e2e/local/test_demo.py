@@ -3,41 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from proof import bases, prefixes, repeated, violations
-
-EXAMPLES = Path(__file__).parents[3] / "examples"
+from proof import EXAMPLES, bases, prefixes, repeated, undisturbed, violations
 
 
 def trialkeeper(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "trialkeeper", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=280, check=False)
-
-
-def undisturbed(trial: dict[str, Any], script: str, folder: Path) -> Path:
-    """The same trainer with the same seed and parameters, started by hand and killed by nobody; its store."""
-    env = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "TRIALKEEPER_ATTEMPT": "1",
-        "TRIALKEEPER_STORE": folder.as_uri(),
-        "TRIALKEEPER_PREFIX": trial["name"],
-        "TRIALKEEPER_SEED": str(trial["seed"]),
-        "TRIALKEEPER_PARAMS": json.dumps(trial["parameters"]),
-        "TRIALKEEPER_SETTINGS": '{"checkpoint": {"frequency": 1}}',
-        "TRIALKEEPER_SCRATCH": str(folder / "scratch" / trial["name"]),
-        "TRIALKEEPER_TERMINATION_LOG": os.devnull,
-    }
-    subprocess.run([sys.executable, script], cwd=EXAMPLES, env=env, check=True, timeout=120)
-    return folder / str(trial["name"])
 
 
 @pytest.mark.timeout(400)
@@ -54,7 +31,7 @@ def test_six_kills_cost_no_trial_and_change_no_weight(tmp_path: Path) -> None:
     assert Path(document["best"]["checkpoint"], "state.npz").is_file()
     assert document["lostWork"]["iterations"] == sum(repeated(p) for p in prefixes(tmp_path / "runs" / "digits"))
     for trial, prefix in zip(document["trials"], prefixes(tmp_path / "runs" / "digits"), strict=True):
-        reference = undisturbed(trial, "digits.py", tmp_path / "reference")
+        reference = undisturbed(trial["name"], trial["seed"], trial["parameters"], tmp_path / "reference")
         assert violations(prefix, trial, reference) == []
         assert len(bases(prefix)) == len(trial["attempts"])
 
@@ -74,7 +51,9 @@ def test_a_twin_that_forgets_its_checkpoint_fails_the_proof(tmp_path: Path) -> N
     document = json.loads(done.stdout)
     for trial, prefix in zip(document["trials"], prefixes(tmp_path / "digits"), strict=True):
         assert len(trial["attempts"]) == 2
-        wrong = violations(prefix, trial, undisturbed(trial, "digits.py", tmp_path / "reference"))
+        wrong = violations(
+            prefix, trial, undisturbed(trial["name"], trial["seed"], trial["parameters"], tmp_path / "reference")
+        )
         assert any("started over" in line for line in wrong), wrong
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from e2e.local.test_demo import EXAMPLES, trialkeeper, undisturbed
-from proof import curve, rows, weights
+from e2e.local.test_demo import trialkeeper
+from proof import EXAMPLES, curve, rows, undisturbed, weights
 
 
 def prefix_of(trial: dict[str, Any]) -> Path:
@@ -52,7 +52,7 @@ def test_what_was_broken_off_is_ended_by_another_experiment_and_no_weight_differ
     inherited = 0
     for trial in document["trials"]:
         prefix = prefix_of(trial)
-        reference = undisturbed(trial, "digits.py", tmp_path / "reference")
+        reference = undisturbed(trial["name"], trial["seed"], trial["parameters"], tmp_path / "reference")
         assert weights(prefix) == weights(reference)
         own = [row["training_iteration"] for row in rows(prefix)[1]]
         key, older = base(prefix), []

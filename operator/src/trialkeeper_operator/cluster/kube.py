@@ -16,7 +16,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.client.exceptions import ApiException
 
 from trialkeeper_operator.cluster.answers import decoded, error
-from trialkeeper_operator.cluster.paths import RESOURCES, path
+from trialkeeper_operator.cluster.paths import path, told
 from trialkeeper_operator.reconcile.ports import Expired, NotFound, Object, Unavailable
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Kube:
 
     async def get(self, kind: str, namespace: str, name: str) -> Object | None:
         try:
-            return self._told(kind, await self.call("GET", path(kind, namespace, name), kind=kind))
+            return told(kind, await self.call("GET", path(kind, namespace, name), kind=kind))
         except NotFound:
             return None
 
@@ -111,7 +111,7 @@ class Kube:
                     raise
                 continue
             for item in page.get("items") or ():
-                yield self._told(kind, item)
+                yield told(kind, item)
             token = (page.get("metadata") or {}).get("continue")
             if not token:
                 return
@@ -146,15 +146,7 @@ class Kube:
     ) -> Object:
         kind, meta = body["kind"], body["metadata"]
         where = path(kind, meta.get("namespace"), meta["name"] if named else "", sub)
-        return self._told(kind, await self.call(verb, where, body, query, kind=kind))
-
-    @staticmethod
-    def _told(kind: str, obj: Object) -> Object:
-        """An object as the port tells it: items of a list come without a kind, and nobody reads managedFields."""
-        obj.setdefault("apiVersion", RESOURCES[kind].api_version)
-        obj.setdefault("kind", kind)
-        obj["metadata"].pop("managedFields", None)
-        return obj
+        return told(kind, await self.call(verb, where, body, query, kind=kind))
 
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from trialkeeper_operator.api import names
+from trialkeeper_operator.reconcile.ports import Object
 
 
 class Resource(NamedTuple):
@@ -26,6 +27,12 @@ RESOURCES = {
     "Node": Resource("v1", "nodes", namespaced=False),
     "Namespace": Resource("v1", "namespaces", namespaced=False),
 }
+
+
+def told(kind: str, obj: Object) -> Object:
+    """An object as the ports tell it: lists and watches may leave its kind out, and nobody reads managedFields."""
+    meta = {k: v for k, v in obj["metadata"].items() if k != "managedFields"}
+    return {"apiVersion": RESOURCES[kind].api_version, "kind": kind, **obj, "metadata": meta}
 
 
 def path(kind: str, namespace: str | None = None, name: str = "", sub: str = "") -> str:

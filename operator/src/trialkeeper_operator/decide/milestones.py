@@ -67,7 +67,7 @@ def _ended(old: TrialStatus, new: TrialStatus) -> list[Milestone]:
     said = f"attempt {last.attempt} ended at iteration {last.to_iteration}: {last.message}"
     if new.phase in ledger.FINAL:
         type_: Literal["Normal", "Warning"] = "Warning" if new.phase == "Failed" else "Normal"
-        return [Milestone(type_, new.phase, f"{said}" if last.message in new.message else f"{said}; {new.message}")]
+        return [Milestone(type_, new.phase, said if last.message in new.message else f"{said}; {new.message}")]
     type_ = "Normal" if last.class_ in (endings.PREEMPTED, endings.LOST, endings.STOPPED) else "Warning"
     return [Milestone(type_, last.class_, f"{said} ({last.reason}){_next(new, last.end_time)}")]
 

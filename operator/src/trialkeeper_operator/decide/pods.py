@@ -11,9 +11,10 @@ import copy
 import json
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 from trialkeeper import contract
+from trialkeeper.store.address import Bucket
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.experiment import Experiment, Storage
 from trialkeeper_operator.api.trial import Trial
@@ -152,7 +153,7 @@ def _own_store(
         return {contract.ENV_STORE: f"file://{quote(storage.volume.path)}"}, []
     bucket = storage.s3
     assert bucket is not None  # a rule: exactly one of the two
-    query = {"region": bucket.region} | ({"endpoint": bucket.endpoint} if bucket.endpoint else {})
+    url = Bucket(bucket.bucket, endpoint=bucket.endpoint or "", region=bucket.region).url
     referred = []
     if bucket.secret_name is not None:
         for variable, key in (("AWS_ACCESS_KEY_ID", "access-key"), ("AWS_SECRET_ACCESS_KEY", "secret-key")):
@@ -161,7 +162,7 @@ def _own_store(
     if bucket.ca_config_map is not None:
         source = {"configMapKeyRef": {"name": bucket.ca_config_map, "key": "ca.crt"}}
         referred.append({"name": contract.ENV_STORE_CA, "valueFrom": source})
-    return {contract.ENV_STORE: f"s3://{bucket.bucket}?{urlencode(query)}"}, referred
+    return {contract.ENV_STORE: url}, referred
 
 
 def _variables(

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection
 
 from trialkeeper.contract import Message
 from trialkeeper_operator.api import names
@@ -19,7 +18,7 @@ from trialkeeper_operator.reconcile import experiment, trial
 from trialkeeper_operator.reconcile.ports import Cluster, Object, Source, Unavailable
 from trialkeeper_operator.reconcile.queue import BACKOFF_LIMIT, KeyedQueue
 from trialkeeper_operator.reconcile.world import Key, Nobody, Observer, Outcome, World
-from trialkeeper_operator.state.cache import Name, name_of
+from trialkeeper_operator.state.cache import Name, name_of, version_of
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +100,7 @@ class Operator:
 
     def _heard(self, kind: str, obj: Object) -> None:
         missed = self._missed.get((kind, name_of(obj)))
-        if missed is not None and _version(obj) >= missed[0]:
+        if missed is not None and version_of(obj) >= missed[0]:
             del self._missed[kind, name_of(obj)]
 
     def trouble(self) -> str | None:
@@ -181,14 +180,9 @@ class Operator:
             del self._missed[key]
         for obj in listed:
             known = self.world.cache.raw(kind, name_of(obj))
-            if known is None or _version(known) < _version(obj):
-                self._missed.setdefault((kind, name_of(obj)), (_version(obj), now))
+            if known is None or version_of(known) < version_of(obj):
+                self._missed.setdefault((kind, name_of(obj)), (version_of(obj), now))
 
 
 def _age(message: Message) -> tuple[int, int, float]:
     return message.attempt, message.iteration, message.time
-
-
-def _version(obj: Mapping[str, Any]) -> int:
-    text = str(obj["metadata"].get("resourceVersion", ""))
-    return int(text) if text.isdigit() else 0

@@ -17,18 +17,14 @@ from typing import TYPE_CHECKING, Any
 import kopf
 
 from trialkeeper_operator.api import names
-from trialkeeper_operator.reconcile.ports import Event, Object
+from trialkeeper_operator.cluster.paths import RESOURCES, told
+from trialkeeper_operator.reconcile.loop import KINDS
+from trialkeeper_operator.reconcile.ports import Event
 
 if TYPE_CHECKING:
     from trialkeeper_operator.reconcile.ports import Source
 
 log = logging.getLogger(__name__)
-
-WATCHED = {
-    names.EXPERIMENT: (names.GROUP, names.VERSION, "experiments"),
-    names.TRIAL: (names.GROUP, names.VERSION, "trials"),
-    names.POD: ("", "v1", "pods"),
-}
 
 
 class WatchEnded(Exception):
@@ -47,11 +43,10 @@ class KopfSource:
         namespaces: Collection[str] = (),
         *,
         login: Callable[[], kopf.ConnectionInfo | None] | None = None,
-        relisted: Callable[[], None] = lambda: None,
     ) -> None:
         self._namespaces = tuple(namespaces)
         self._login = login
-        self.relisted = relisted
+        self.relisted: Callable[[], None] = lambda: None
 
     async def events(self) -> AsyncIterator[Event]:
         loop = asyncio.get_running_loop()
@@ -67,14 +62,14 @@ class KopfSource:
                 watched.add(kind)
             queue.put_nowait(event)
 
-        watch = _Watch(self._registry(lambda *told: _threadsafe(loop, tell, *told)), self._namespaces)
+        watch = _Watch(self._registry(lambda *event: _threadsafe(loop, tell, *event)), self._namespaces)
         watch.start(lambda end: _threadsafe(loop, queue.put_nowait, end))
         try:
             while True:
-                told = await queue.get()
-                if isinstance(told, BaseException):
-                    raise WatchEnded(f"the watches have ended: {told}") from told
-                yield told
+                news = await queue.get()
+                if isinstance(news, BaseException):
+                    raise WatchEnded(f"the watches have ended: {news}") from news
+                yield news
         finally:
             watch.stop()
 
@@ -94,8 +89,8 @@ class KopfSource:
             def log_in_here(**kwargs: Any) -> kopf.ConnectionInfo | None:
                 return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
 
-        for kind, resource in WATCHED.items():
-            _handle(registry, kind, resource, tell)
+        for kind in KINDS:
+            _handle(registry, kind, tell)
         return registry
 
 
@@ -104,25 +99,17 @@ def _threadsafe(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *a
         loop.call_soon_threadsafe(call, *args)
 
 
-def _handle(
-    registry: kopf.OperatorRegistry,
-    kind: str,
-    resource: tuple[str, str, str],
-    tell: Callable[[str, dict[str, Any]], None],
-) -> None:
-    @kopf.on.event(*resource, registry=registry, id=f"tell-{kind.lower()}")
-    async def told(event: Any, **_: Any) -> None:
+def _handle(registry: kopf.OperatorRegistry, kind: str, tell: Callable[[str, dict[str, Any]], None]) -> None:
+    resource = RESOURCES[kind]
+
+    @kopf.on.event(resource.api_version, resource.plural, registry=registry, id=f"tell-{kind.lower()}")
+    async def hand_over(event: Any, **_: Any) -> None:
         tell(kind, event)
 
 
 def _event(kind: str, raw: dict[str, Any]) -> Event:
-    obj: Object = dict(raw["object"])
-    obj["metadata"] = {k: v for k, v in obj["metadata"].items() if k != "managedFields"}
-    group, version, _ = WATCHED[kind]
-    obj.setdefault("kind", kind)
-    obj.setdefault("apiVersion", f"{group}/{version}" if group else version)
     type_ = raw.get("type")
-    return Event(kind, "ADDED" if type_ is None else type_, obj)
+    return Event(kind, "ADDED" if type_ is None else type_, told(kind, raw["object"]))
 
 
 def settings() -> kopf.OperatorSettings:

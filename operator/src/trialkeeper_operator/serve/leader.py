@@ -56,16 +56,12 @@ class Elector:
         self.foreign = False  # whether somebody else had it when it was looked at last
         self.holder = ""  # whoever had it when it was looked at last
 
-    async def claim_once(self) -> bool:
-        """One attempt; True if the Lease is ours now."""
-        return await self._try()
-
     async def acquire(self) -> None:
         """Return once the Lease is ours."""
-        ours = await self._try()
+        ours = await self.claim_once()
         while not ours:
             await asyncio.sleep(self._terms.retry * random.uniform(0.8, 1.2))
-            ours = await self._try()
+            ours = await self.claim_once()
         log.info("leading", extra={"lease": self._name, "identity": self.identity})
 
     async def hold(self) -> None:
@@ -75,7 +71,7 @@ class Elector:
         """
         while True:
             await asyncio.sleep(self._terms.retry)
-            if not await self._try() and (self.foreign or self._clock() >= self._until):
+            if not await self.claim_once() and (self.foreign or self._clock() >= self._until):
                 raise LeaseLost(f"the Lease {self._namespace}/{self._name} is not {self.identity}'s any more")
 
     async def release(self) -> None:
@@ -98,7 +94,7 @@ class Elector:
     async def _give_back(self, held: Object) -> None:
         await self._kube.put({**held, "spec": {**held["spec"], "holderIdentity": "", "leaseDurationSeconds": 1}})
 
-    async def _try(self) -> bool:
+    async def claim_once(self) -> bool:
         """One attempt to claim or to renew; True if the claim is ours now."""
         sent = self._clock()
         left = self._until - sent if self._until > sent else self._terms.deadline

@@ -16,8 +16,8 @@ import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlencode
 
+from trialkeeper.store.address import Bucket
 from trialkeeper_operator.api import names
 from trialkeeper_operator.cluster.access import connect
 from trialkeeper_operator.cluster.kube import Kube
@@ -61,12 +61,8 @@ def site(settings: Settings) -> Site:
     store, report = settings.store, settings.report
     url, store_ca, report_url, report_ca = "", "", "", ""
     if store.mode != "none":
-        query = {"region": store.region}
-        if store.endpoint:
-            query["endpoint"] = store.endpoint
-        if store.credentials_dir is not None:
-            query["credentials"] = "report"
-        url = f"s3://{store.bucket}?{urlencode(query)}"
+        lent = store.credentials_dir is not None
+        url = Bucket(store.bucket, endpoint=store.endpoint, region=store.region, from_service=lent).url
         store_ca = Path(store.ca_file).read_text() if store.ca_file else ""
     if report is not None:
         report_url, report_ca = report.url, (report.tls_dir / "ca.crt").read_text()

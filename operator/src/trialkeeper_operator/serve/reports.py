@@ -111,7 +111,7 @@ class Reports:
         return self._open(sender)
 
     def _open(self, sender: Sender) -> Known:
-        who = f"{sender.namespace}/{sender.pod}"
+        who = str(sender)
         cache = self._operator.world.cache
         pod = cache.raw(names.POD, (sender.namespace, sender.pod))
         label = (pod["metadata"].get("labels") or {}).get(names.LABEL_TRIAL) if pod else None
@@ -134,7 +134,7 @@ class Reports:
         if request.content_length is not None and request.content_length > BODY_LIMIT:
             raise Refused(413, "the report is too large")
         known = await self._known(request)
-        who = f"{known.sender.namespace}/{known.sender.pod}"
+        who = str(known.sender)
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 message = Message.decode(await request.read())

@@ -34,6 +34,9 @@ class Sender(NamedTuple):
     pod: str
     uid: str
 
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.pod}"
+
 
 class NotAuthentic(Exception):
     """Raised for a token that proves nothing; the message names the reason and never the token."""

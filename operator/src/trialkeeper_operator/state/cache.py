@@ -35,11 +35,16 @@ def owner_uid(obj: Object) -> str | None:
     return None
 
 
+def version_of(obj: Object) -> int:
+    """An object's resourceVersion, 0 for none; they compare as integers (KEP-5504)."""
+    text = str(obj["metadata"].get("resourceVersion", ""))
+    return int(text) if text.isdigit() else 0
+
+
 def _older(new: Object, old: Object) -> bool:
-    """Whether `new` is an earlier version of `old`; resourceVersions compare as integers (KEP-5504)."""
-    a, b = new["metadata"].get("resourceVersion", ""), old["metadata"].get("resourceVersion", "")
+    """Whether `new` is an earlier version of `old`."""
     same = new["metadata"].get("uid") == old["metadata"].get("uid")
-    return same and a.isdigit() and b.isdigit() and int(a) < int(b)
+    return bool(same) and 0 < version_of(new) < version_of(old)
 
 
 M = TypeVar("M", Experiment, Trial)

@@ -32,6 +32,16 @@ class Bucket:
         # A dot in the name would not fit the certificate of a host that begins with it.
         return f"https://{host}/{self.name}" if "." in self.name else f"https://{self.name}.{host}"
 
+    @property
+    def url(self) -> str:
+        """What `bucket_of` reads."""
+        from urllib.parse import urlencode
+
+        query = {"region": self.region, "endpoint": self.endpoint}
+        query |= {"credentials": FROM_SERVICE} if self.from_service else {}
+        place = f"{self.name}/{self.folder}" if self.folder else self.name
+        return f"s3://{place}?{urlencode({k: v for k, v in query.items() if v})}"
+
     def __str__(self) -> str:
         return f"the bucket {self.name} at {self.endpoint or 'AWS'}"
 
