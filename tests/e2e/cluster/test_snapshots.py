@@ -16,10 +16,10 @@ from trialkeeper_operator.state.snapshot import data_of, decode
 Object = dict[str, Any]
 
 
-def phases(installed: Installed, namespace: str) -> list[str]:
-    """Where the trials stand, by the snapshot."""
+def phase(installed: Installed, namespace: str, index: int) -> str:
+    """Where a trial stands, by the snapshot."""
     _, rows = decode(data_of(installed.get("configmap/digits-snapshot", namespace)))
-    return [row["status"].get("phase", "") for row in rows]
+    return next((str(row["status"].get("phase")) for row in rows if row["spec"]["index"] == index), "")
 
 
 @pytest.mark.timeout(300)
@@ -27,7 +27,7 @@ def test_a_new_experiment_goes_on_from_the_snapshot_of_a_deleted_one(installed: 
     installed.apply(namespace, longer(trials=3, epochs=60))
     installed.until_trial(namespace, "digits-0", lambda s: s.get("phase") == "Succeeded", "is through", seconds=150)
     # A snapshot is written every ten seconds; this one shall know of the success.
-    until("the snapshot to know of it", lambda: "Succeeded" in phases(installed, namespace), seconds=60)
+    until("the snapshot to know of it", lambda: phase(installed, namespace, 0) == "Succeeded", seconds=60)
     before = {t["metadata"]["name"]: t for t in installed.items("trials", namespace)}
     open_trials = [n for n, t in before.items() if t["status"]["phase"] != "Succeeded"]
     installed.kubectl("delete", "exp", "digits", "-n", namespace)
