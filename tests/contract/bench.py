@@ -101,7 +101,9 @@ class Bench:
 
     async def until(self, holds: Callable[[], Awaitable[bool]]) -> None:
         """Look often, until it holds: of a kind that is not served, as ConfigMaps are, no source need tell."""
-        while not await holds():
+        while True:
+            if await holds():
+                return
             await asyncio.sleep(EVERY)
 
 
