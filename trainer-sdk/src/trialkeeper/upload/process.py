@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from trialkeeper import contract, manifest, resuming, saving
 from trialkeeper.contract import CheckpointRef
 from trialkeeper.environment import Environment
 from trialkeeper.errors import CheckpointCorrupt, StaleAttempt
-from trialkeeper.manifest import Progress
+from trialkeeper.manifest import Entry, Progress
 from trialkeeper.store import Appender, Denied, Missing, Store, Unreachable
 from trialkeeper.store.opening import open_store
 from trialkeeper.upload import messages
@@ -47,7 +47,7 @@ class Process:
         self._failures = 0
         self._not_before = 0.0
         self._claimed = False
-        self._older: list[Any] = []  # file entries of the newest checkpoint that this process knows
+        self._older: Sequence[Entry] | None = None  # files of the newest checkpoint, None: to be asked
         self.leave_by: float | None = None
 
     # From the trainer.
@@ -168,7 +168,10 @@ class Process:
             self._claimed = True
         if save.again and (there := self._committed_before(store, save)) is not None:
             return there, 0
-        reference, body = saving.commit(
+        if self._older is None:
+            self._older = saving.committed_files(store)
+        size = results.size
+        done = saving.commit(
             store,
             self._env,
             Path(save.folder),
@@ -178,9 +181,12 @@ class Process:
             metrics=save.metrics,
             reported=save.reported,
             results=results,
+            older=self._older,
         )
-        self._say(Synced(results.size))
-        return reference, sum(entry["size"] for entry in body.get("files", ()))
+        self._older = done.body["files"]
+        self._say(Synced(size))
+        own = f"{done.body['data']}/"
+        return done.reference, sum(entry["size"] for entry in self._older if entry["key"].startswith(own))
 
     def _committed_before(self, store: Store, save: Save) -> CheckpointRef | None:
         """What a process before this one has committed without being heard."""
