@@ -47,6 +47,12 @@ def test_a_pod_of_a_cluster_knows_the_store_and_the_report_service_and_has_a_tok
     assert pod["spec"]["automountServiceAccountToken"] is False
 
 
+def test_a_pod_is_told_how_often_pods_are_disrupted() -> None:
+    assert variables(rendered())["TRIALKEEPER_MTBF_SECONDS"] == "21600"
+    pod = render(Experiment.from_object(experiment()), Trial.from_object(trial()), 2, SITE, 1234.56)
+    assert variables(pod)["TRIALKEEPER_MTBF_SECONDS"] == "1235"
+
+
 def test_no_key_stands_in_a_pod() -> None:
     assert not any("AWS" in name or "SECRET" in name for name in variables(rendered()))
 

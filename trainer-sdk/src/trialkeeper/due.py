@@ -39,11 +39,11 @@ def due(policy: Policy, *, iterations: int, seconds: float, cost: float | None, 
 
 
 class Schedule:
-    """The saves of one attempt. Moments are on one monotonic clock, given by the caller."""
+    """The saves of one attempt. Moments are on one monotonic clock, given by the caller; `mtbf` may be known better."""
 
     def __init__(self, policy: Policy, mtbf: float) -> None:
         self.policy = policy
-        self._mtbf = mtbf
+        self.mtbf = mtbf
         self._cost: float | None = None
         self._tried_iteration, self._tried_at = 0, 0.0
         self._saved_at: float | None = None
@@ -61,7 +61,7 @@ class Schedule:
         if stopped and self.policy.at_end:
             return "final"
         iterations, seconds = iteration - self._tried_iteration, moment - self._tried_at
-        timely = due(self.policy, iterations=iterations, seconds=seconds, cost=self._cost, mtbf=self._mtbf)
+        timely = due(self.policy, iterations=iterations, seconds=seconds, cost=self._cost, mtbf=self.mtbf)
         return "periodic" if timely else None
 
     def tried(self, iteration: int, start: float, end: float) -> None:

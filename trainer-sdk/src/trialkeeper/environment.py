@@ -15,7 +15,7 @@ from trialkeeper.store.address import check, path_of
 
 PLAIN_STORE = "trialkeeper-store"
 ENV_PLAIN = "TRIALKEEPER_PLAIN"  # set by a plain run for its workers: attempt:folder
-DEFAULT_MTBF = 6 * 3600.0
+DEFAULT_MTBF = contract.PRIOR_MTBF_SECONDS
 DEFAULT_GRACE = 30.0  # as Kubernetes has it
 
 

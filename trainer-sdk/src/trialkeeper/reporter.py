@@ -173,6 +173,7 @@ class Reporter:
             return
         given = self.session.new_settings.popleft()
         self._rules, self._saves.policy = given.rules, given.policy
+        self._saves.mtbf = self._saves.mtbf if given.mtbf is None else given.mtbf
         self._tally.judge_plateau(given.rules.plateau)
 
     def _count(self, flat: Mapping[str, float | int]) -> None:

@@ -13,10 +13,11 @@ from trialkeeper.due import Policy
 
 @dataclass(frozen=True)
 class Settings:
-    """The stop rules, and when a save is due."""
+    """The stop rules, when a save is due, and the mean seconds between disruptions if they have been told."""
 
     rules: stop.Rules
     policy: Policy
+    mtbf: float | None = None
 
 
 def parse(value: Mapping[str, Any]) -> Settings:
@@ -44,7 +45,9 @@ def parse(value: Mapping[str, Any]) -> Settings:
     _number("checkpoint.intervalSeconds", policy.interval)
     if not isinstance(policy.at_end, bool):
         raise ValueError("checkpoint.atEnd is neither true nor false")
-    return Settings(rules, policy)
+    mtbf = value.get("mtbfSeconds")
+    _number("mtbfSeconds", mtbf)
+    return Settings(rules, policy, mtbf)
 
 
 def _number(name: str, value: object, *, whole: bool = False) -> None:

@@ -77,8 +77,10 @@ def settings(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def environment(experiment: Experiment, trial: Trial, attempt: int) -> dict[str, str]:
-    """The variables of one attempt; every value is text."""
+def environment(
+    experiment: Experiment, trial: Trial, attempt: int, mtbf: float = contract.PRIOR_MTBF_SECONDS
+) -> dict[str, str]:
+    """The variables of one attempt; every value is text. `mtbf`: seconds, see `decide.disruptions`."""
     parameters = trial.spec.parameters
     compact = (",", ":")
     values = {
@@ -91,6 +93,7 @@ def environment(experiment: Experiment, trial: Trial, attempt: int) -> dict[str,
         contract.ENV_PARAMS: json.dumps(parameters, separators=compact),
         contract.ENV_SETTINGS: json.dumps(settings(experiment), separators=compact),
         contract.ENV_PREFIX: contract.prefix(trial.namespace, experiment.name, experiment.uid, trial.spec.index),
+        contract.ENV_MTBF_SECONDS: f"{mtbf:.0f}",
     }
     bases = inherited(trial)
     values |= {contract.ENV_BASE: ",".join(bases)} if bases else {}
@@ -100,14 +103,20 @@ def environment(experiment: Experiment, trial: Trial, attempt: int) -> dict[str,
     return values
 
 
-def render(experiment: Experiment, trial: Trial, attempt: int, site: Site | None = None) -> dict[str, Any]:
+def render(
+    experiment: Experiment,
+    trial: Trial,
+    attempt: int,
+    site: Site | None = None,
+    mtbf: float = contract.PRIOR_MTBF_SECONDS,
+) -> dict[str, Any]:
     """The pod of `attempt`, ready to be created: on this machine, or in the cluster that `site` describes."""
     template = copy.deepcopy(experiment.spec.template.to_object())
     meta, spec = template.get("metadata") or {}, template["spec"]
     grace = spec.setdefault("terminationGracePeriodSeconds", experiment.spec.timeouts.grace_seconds)
     spec["restartPolicy"] = "Never"
     container = next(c for c in spec["containers"] if c["name"] == experiment.spec.container_name)
-    injected = environment(experiment, trial, attempt) | {contract.ENV_GRACE_SECONDS: str(grace)}
+    injected = environment(experiment, trial, attempt, mtbf) | {contract.ENV_GRACE_SECONDS: str(grace)}
     defaults: dict[str, str] = {}
     referred: list[dict[str, Any]] = []
     if site is not None:
