@@ -18,6 +18,7 @@ from trialkeeper.store.address import Bucket
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.experiment import Experiment, Storage
 from trialkeeper_operator.api.trial import Trial
+from trialkeeper_operator.decide import scratch
 
 SCRATCH = "/trialkeeper"
 TOKEN_FOLDER = "/var/run/trialkeeper"
@@ -122,7 +123,7 @@ def render(
     if site is not None:
         injected |= site.environment()
         defaults = _grouping(experiment, trial)
-        _settle(spec, container, site)
+        injected |= _settle(spec, container, site)
         if experiment.spec.storage is not None:
             own, referred = _own_store(spec, container, experiment.spec.storage)
             injected = {k: v for k, v in injected.items() if k not in _STORE} | own
@@ -196,9 +197,15 @@ def _grouping(experiment: Experiment, trial: Trial) -> dict[str, str]:
     return {"WANDB_RUN_ID": run, "WANDB_RESUME": "allow", "WANDB_RUN_GROUP": experiment.name}
 
 
-def _settle(spec: dict[str, Any], container: dict[str, Any], site: Site) -> None:
-    """What a pod needs in a cluster: a scratch folder, a token, notice of SIGTERM, no long wait for lost nodes."""
-    _mount(spec, container, "trialkeeper-scratch", SCRATCH, {"emptyDir": {}})
+def _settle(spec: dict[str, Any], container: dict[str, Any], site: Site) -> dict[str, str]:
+    """What a pod needs in a cluster: a scratch folder, a token, notice of SIGTERM, no long wait for lost nodes.
+
+    Answers with variables that follow from it.
+    """
+    source = scratch.volume(spec)
+    _mount(spec, container, scratch.VOLUME, SCRATCH, source)
+    room = scratch.room(source, container)
+    told = {contract.ENV_SCRATCH_BYTES: str(room)} if room is not None else {}
     if site.report:
         token = {"audience": contract.AUDIENCE, "expirationSeconds": TOKEN_SECONDS, "path": "token"}
         _mount(
@@ -218,13 +225,14 @@ def _settle(spec: dict[str, Any], container: dict[str, Any], site: Site) -> None
         spec.setdefault("automountServiceAccountToken", False)
     tolerations = spec.get("tolerations") or []
     if not _objects(tolerations):
-        return
+        return told
     tolerated = {t.get("key") for t in tolerations if t.get("effect") in (None, "", "NoExecute")}
     spec["tolerations"] = tolerations + [
         {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": LOST_NODE_SECONDS}
         for key in _LOST_NODE_TAINTS
         if key not in tolerated and None not in tolerated
     ]
+    return told
 
 
 def _mount(
