@@ -193,6 +193,7 @@ class Reporter:
             return
         given = self.session.new_settings.popleft()
         self._rules, self._saves.schedule.policy = given.rules, given.policy
+        self._saves.schedule.mtbf = self._saves.schedule.mtbf if given.mtbf is None else given.mtbf
         self._tally.judge_plateau(given.rules.plateau)
 
     def _count(self, flat: Mapping[str, float | int]) -> None:

@@ -13,10 +13,11 @@ from trialkeeper.due import Policy
 
 @dataclass(frozen=True)
 class Settings:
-    """The stop rules, and when a save is due."""
+    """The stop rules, when a save is due, and the mean seconds between disruptions if they have been told."""
 
     rules: stop.Rules
     policy: Policy
+    mtbf: float | None = None
 
 
 def parse(value: Mapping[str, Any]) -> Settings:
@@ -54,7 +55,9 @@ def parse(value: Mapping[str, Any]) -> Settings:
         raise ValueError("checkpoint.onBusy is none of Latest, Skip and Wait")
     for milestone in policy.milestones:
         _number("checkpoint.milestones", milestone, whole=True)
-    return Settings(rules, policy)
+    mtbf = value.get("mtbfSeconds")
+    _number("mtbfSeconds", mtbf)
+    return Settings(rules, policy, mtbf)
 
 
 def _number(name: str, value: object, *, whole: bool = False) -> None:
