@@ -7,16 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trialkeeper import stop
+from trialkeeper import retention, stop
 from trialkeeper.due import Policy
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The stop rules, and when a save is due."""
+    """The stop rules, when a save is due, and which checkpoints are kept."""
 
     rules: stop.Rules
     policy: Policy
+    retention: retention.Policy
 
 
 def parse(value: Mapping[str, Any]) -> Settings:
@@ -30,6 +31,7 @@ def parse(value: Mapping[str, Any]) -> Settings:
         rules = stop.parse(value)
         checkpoint = value.get("checkpoint") or {}
         policy = Policy(checkpoint.get("frequency"), checkpoint.get("intervalSeconds"), checkpoint.get("atEnd", True))
+        kept = retention.parse(value)
     except (TypeError, AttributeError, KeyError, OverflowError) as broken:
         raise ValueError(f"settings are not what they should be: {broken}") from None
     _number("stop.maxIterations", rules.max_iterations, whole=True)
@@ -44,7 +46,7 @@ def parse(value: Mapping[str, Any]) -> Settings:
     _number("checkpoint.intervalSeconds", policy.interval)
     if not isinstance(policy.at_end, bool):
         raise ValueError("checkpoint.atEnd is neither true nor false")
-    return Settings(rules, policy)
+    return Settings(rules, policy, kept)
 
 
 def _number(name: str, value: object, *, whole: bool = False) -> None:

@@ -6,6 +6,7 @@ would overwrite silently, an exclusive open would show a file that is still bein
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterator
@@ -124,7 +125,9 @@ class DirectoryStore:
 
             shutil.rmtree(path, ignore_errors=True)
         else:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+                fsync_folder(path.parent)  # a manifest must not come back without its data
 
     def append(self, key: str) -> Lines:
         return Lines(self._path(key))
