@@ -6,6 +6,7 @@ would overwrite silently, an exclusive open would show a file that is still bein
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -154,7 +155,9 @@ class DirectoryStore:
 
             shutil.rmtree(path, ignore_errors=True)
         else:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+                fsync_folder(path.parent)  # a manifest must not come back without its data
 
     def append(self, key: str) -> Lines:
         return Lines(self._path(key))

@@ -36,7 +36,10 @@ def open_store(env: Environment, leave_by: Callable[[], float | None] = lambda: 
 
 
 def open_at(env: Environment, prefix: str) -> Store:
-    """Another prefix of the store that this trial's is in, to be read only; errors are those of `open_store`."""
+    """Another prefix of the store that this trial's is in; errors are those of `open_store`.
+
+    But for pins it is to be read only.
+    """
     from dataclasses import replace
 
     return open_store(replace(env, prefix=prefix))

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from trialkeeper import contract, manifest, resuming, saving
+from trialkeeper import contract, manifest, resuming, retention, saving, session
 from trialkeeper.contract import CheckpointRef
 from trialkeeper.environment import Environment
 from trialkeeper.errors import CheckpointCorrupt, StaleAttempt
@@ -48,6 +48,8 @@ class Process:
         self._not_before = 0.0
         self._claimed = False
         self._older: Sequence[Entry] | None = None  # files of the newest checkpoint, None: to be asked
+        self._known: dict[str, retention.Committed] = {}  # manifests that retention has read
+        self._unscored_said = False
         self.leave_by: float | None = None
 
     # From the trainer.
@@ -142,6 +144,7 @@ class Process:
         self._failures = 0
         self._done(save)
         self._say(Committed(save.number, reference, time.monotonic() - start, sent))
+        self._prune(save)
 
     def _done(self, save: Save) -> None:
         with self._news:
@@ -187,6 +190,17 @@ class Process:
         self._say(Synced(size))
         own = f"{done.body['data']}/"
         return done.reference, sum(entry["size"] for entry in self._older if entry["key"].startswith(own))
+
+    def _prune(self, save: Save) -> None:
+        """Delete what need not be kept any more; not while the trainer waits for what is still to be sent."""
+        store, _ = self._opened()
+        if save.keep is None or self.leave_by is not None or len(self._waiting) > 1:
+            return
+        policy = retention.Policy(**save.keep)
+        done = retention.prune(store, self._env, policy, save.base, self._known)
+        if done.unscored and not self._unscored_said:
+            self._unscored_said = True
+            session.warn(f"checkpoints cannot be ranked by {done.unscored!r}, which is not among the reported metrics")
 
     def _committed_before(self, store: Store, save: Save) -> CheckpointRef | None:
         """What a process before this one has committed without being heard."""
