@@ -303,6 +303,11 @@ def pins_of(holder: str) -> str:
     return f"pins/{holder.replace('/', '.')}."
 
 
+def policy_key(generation: int) -> str:
+    """What an Experiment wants to become of its part of the store, below its folder; the newest generation counts."""
+    return f"experiment/{generation:012d}.json"
+
+
 def doomed_key(attempt: int, iteration: int) -> str:
     """Put before a checkpoint is deleted, so that whoever pins it later learns that it was too late."""
     return f"doomed/a{attempt:06d}-i{iteration:012d}"
