@@ -49,7 +49,7 @@ class Fake:
     page: int = 1000
     swallow: bool = False  # whether bodies of parts are read and dropped, and their sizes kept
     swallowed: list[int] = field(default_factory=list)
-    written: str = "2026-01-02T03:04:05.678Z"  # when all objects were
+    modified: str = "2026-11-24T12:00:00.000Z"  # of every object
     objects: dict[str, tuple[bytes, dict[str, str]]] = field(default_factory=dict)
     uploads: dict[str, dict[int, bytes]] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
@@ -120,10 +120,16 @@ class Fake:
         after = query.get("continuation-token", "")
         keys = [k for k in sorted(self.objects) if k.startswith(query.get("prefix", "")) and k > after]
         shown = keys[: self.page]
+        start, delimiter = len(query.get("prefix", "")), query.get("delimiter")
+        folders = {k[: k.index("/", start) + 1] for k in shown if delimiter and "/" in k[start:]}
         entries = "".join(
             f"<Contents><Key>{escape(quote(k))}</Key><Size>{len(self.objects[k][0])}</Size>"
-            f"<LastModified>{self.written}</LastModified></Contents>"
+            f"<LastModified>{escape(self.modified)}</LastModified></Contents>"
             for k in shown
+            if not delimiter or "/" not in k[start:]
+        )
+        entries += "".join(
+            f"<CommonPrefixes><Prefix>{escape(quote(f))}</Prefix></CommonPrefixes>" for f in sorted(folders)
         )
         more = len(keys) > len(shown)
         token = f"<NextContinuationToken>{escape(shown[-1])}</NextContinuationToken>" if more else ""
