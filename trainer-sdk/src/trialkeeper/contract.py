@@ -32,21 +32,24 @@ ENV_STORE_CA = "TRIALKEEPER_STORE_CA"  # PEM: whom to trust for the store's cert
 ENV_PREFIX = "TRIALKEEPER_PREFIX"  # the trial's keys begin with it, see `prefix`
 ENV_BASE = "TRIALKEEPER_BASE"  # where the first attempt begins: `inherited_key`s, the nearest first, joined by commas
 ENV_SCRATCH = "TRIALKEEPER_SCRATCH"  # a folder that lives as long as the pod
+ENV_SCRATCH_BYTES = "TRIALKEEPER_SCRATCH_BYTES"  # that may lie in it before the pod is evicted; absent: not known
 ENV_TERMINATION_LOG = "TRIALKEEPER_TERMINATION_LOG"  # default /dev/termination-log
 ENV_REPORT = "TRIALKEEPER_REPORT"  # where live values go: file:///path of a file to replace, or https://host:port
 ENV_REPORT_CA = "TRIALKEEPER_REPORT_CA"  # PEM: whom to trust for the report service's certificate
 ENV_TOKEN_FILE = "TRIALKEEPER_TOKEN_FILE"  # the pod's token for the report service; the kubelet renews it in place
 ENV_GRACE_SECONDS = "TRIALKEEPER_GRACE_SECONDS"  # from SIGTERM to SIGKILL
-ENV_MTBF_SECONDS = "TRIALKEEPER_MTBF_SECONDS"  # mean time between disruptions, as observed
+ENV_MTBF_SECONDS = "TRIALKEEPER_MTBF_SECONDS"  # mean time between disruptions of a pod, as observed
 ENV_HOLD = "TRIALKEEPER_HOLD"  # the drill: iterations, one for each attempt, at which report() waits for the kill
 ENV_RESUME = "TRIALKEEPER_RESUME"  # 1: a plain run resumes from its folder
 
 # The report service: both take a POST with `Authorization: Bearer <token>`.
 AUDIENCE = "trialkeeper.dev/report"  # of the token, so that it opens nothing else
-REPORT_PATH = "/v1/report"  # body: a Message; answer: {"settings": {...}} as in ENV_SETTINGS, when they have changed
+REPORT_PATH = "/v1/report"  # body: a Message; answer: {"settings": {...}} as in ENV_SETTINGS, and mtbfSeconds in them
 CREDENTIALS_PATH = (
     "/v1/credentials"  # answer: {"accessKey", "secretKey", "sessionToken", "expires": epoch seconds or 0}
 )
+
+PRIOR_MTBF_SECONDS = 6 * 3600.0  # what is believed of disruptions before any was seen
 
 NOTIFY_FILE = "preempted"  # in the scratch folder: its appearance means what SIGTERM means
 

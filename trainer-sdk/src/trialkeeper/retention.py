@@ -84,12 +84,12 @@ def objects(body: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(entry.get("key") or f"{body['data']}/{entry['path']}" for entry in body["files"])
 
 
-def _score(found: Committed, policy: Policy) -> float | None:
+def score(metrics: Mapping[str, Any], policy: Policy, iteration: int = 0) -> float | None:
     """What a checkpoint is ranked by, more being better; None if it has no such number, or one that is not finite."""
     name = policy.score_attribute
     if name is None:
-        return float(found.iteration)
-    value = found.metrics.get(name, found.iteration if name == "training_iteration" else None)
+        return float(iteration)
+    value = metrics.get(name, iteration if name == "training_iteration" else None)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     return float(value) if policy.score_order == "max" else -float(value)
@@ -99,8 +99,8 @@ def ranked(committed: Iterable[Committed], policy: Policy) -> list[Committed]:
     """The best first; what has no finite score comes last, and of equals the newer one comes first."""
 
     def rank(found: Committed) -> tuple[bool, float, int, int]:
-        score = _score(found, policy)
-        return score is None, -(score or 0.0), -found.iteration, -found.attempt
+        value = score(found.metrics, policy, found.iteration)
+        return value is None, -(value or 0.0), -found.iteration, -found.attempt
 
     return sorted(committed, key=rank)
 
