@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 VERSION = 1
 
@@ -293,10 +293,41 @@ def inherited_key(donor: str, attempt: int, iteration: int) -> str:
     return f"{donor}/{manifest_key(attempt, iteration)}"
 
 
+def pin_key(holder: str, holder_attempt: int, attempt: int, iteration: int) -> str:
+    """Put below a prefix, it keeps a checkpoint there for an attempt of `holder`, a prefix that may be another."""
+    return f"{pins_of(holder)}a{holder_attempt:06d}-a{attempt:06d}-i{iteration:012d}.json"
+
+
+def pins_of(holder: str) -> str:
+    """What the keys of all of a holder's pins begin with."""
+    return f"pins/{holder.replace('/', '.')}."
+
+
+def policy_key(generation: int) -> str:
+    """What an Experiment wants to become of its part of the store, below its folder; the newest generation counts."""
+    return f"experiment/{generation:012d}.json"
+
+
+def doomed_key(attempt: int, iteration: int) -> str:
+    """Put before a checkpoint is deleted, so that whoever pins it later learns that it was too late."""
+    return f"doomed/a{attempt:06d}-i{iteration:012d}"
+
+
 _SEGMENT = "[a-zA-Z0-9][-a-zA-Z0-9]*"  # never a dot, so that no key leaves the store
 _INHERITED = re.compile(rf"({_SEGMENT}(?:/{_SEGMENT})*)/(manifests/a\d{{6}}-i\d{{12}}\.json)")
 _MANIFEST = re.compile(r"manifests/a(\d{6})-i(\d{12})\.json")
 _ATTEMPT = re.compile(r"attempts/(\d{6})\.json")
+_PIN = re.compile(rf"pins/({_SEGMENT}(?:\.{_SEGMENT})*)\.a(\d{{6}})-a(\d{{6}})-i(\d{{12}})\.json")
+_DOOMED = re.compile(r"doomed/a(\d{6})-i(\d{12})")
+
+
+class Pin(NamedTuple):
+    """A checkpoint, by attempt and iteration, that an attempt of another or the same trial holds on to."""
+
+    holder: str  # a prefix
+    holder_attempt: int
+    attempt: int
+    iteration: int
 
 
 def parse_manifest_key(key: str) -> tuple[int, int] | None:
@@ -316,3 +347,15 @@ def parse_attempt_key(key: str) -> int | None:
     """The number of an attempt's key, None for any other key."""
     match = _ATTEMPT.fullmatch(key)
     return int(match[1]) if match else None
+
+
+def parse_pin_key(key: str) -> Pin | None:
+    """What a pin's key says, None for any other key."""
+    match = _PIN.fullmatch(key)
+    return Pin(match[1].replace(".", "/"), int(match[2]), int(match[3]), int(match[4])) if match else None
+
+
+def parse_doomed_key(key: str) -> tuple[int, int] | None:
+    """(attempt, iteration) of a checkpoint that is being deleted, None for any other key."""
+    match = _DOOMED.fullmatch(key)
+    return (int(match[1]), int(match[2])) if match else None
