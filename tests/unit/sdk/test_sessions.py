@@ -377,5 +377,6 @@ def test_the_command_without_its_packages_says_what_to_install() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "trialkeeper: the commands need a few more packages: pip install 'trialkeeper[local]'"
+        "trialkeeper: the commands need a few more packages: pip install 'trialkeeper[local]' "
+        "(or [cli], to read results only)"
     ]

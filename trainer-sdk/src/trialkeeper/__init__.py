@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from trialkeeper.context import Context, Params, get_context, get_params
     from trialkeeper.errors import CheckpointCorrupt, StaleAttempt, TrialPreempted, TrialStopped
     from trialkeeper.reporting import get_checkpoint, report
+    from trialkeeper.results import open_results
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ __all__ = (
     "get_checkpoint",
     "get_context",
     "get_params",
+    "open_results",
     "report",
 )
 
@@ -47,6 +49,7 @@ _HOMES = {
     "get_checkpoint": "reporting",
     "get_context": "context",
     "get_params": "context",
+    "open_results": "results",
     "report": "reporting",
 }
 
