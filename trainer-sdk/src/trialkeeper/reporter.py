@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,7 +18,7 @@ from trialkeeper.checkpoint import Checkpoint
 from trialkeeper.contract import CheckpointRef, Message
 from trialkeeper.environment import reserved
 from trialkeeper.errors import StaleAttempt, TrialPreempted, TrialStopped
-from trialkeeper.manifest import Progress
+from trialkeeper.manifest import Entry, Progress
 from trialkeeper.metrics import flatten, written
 from trialkeeper.saving import Save
 from trialkeeper.store import AlreadyThere, Appender, Denied, Unreachable
@@ -47,6 +47,7 @@ class Reporter:
         self._begun, self._claimed = False, False
         self._record: Mapping[str, Any] = {}
         self._base: Checkpoint | None = None
+        self._older: Sequence[Entry] = ()  # files of the newest checkpoint, which need not be stored again
         self._exit: Callable[[], SystemExit] | None = None  # how this process was told to leave
         self._save: Save | None = None
         self._changed: dict[str, Any] = {}
@@ -76,6 +77,8 @@ class Reporter:
         self._begun = True
         self._base, self._record = begun.base, begun.record
         if begun.base is not None:
+            own = contract.parse_manifest_key(begun.reference.key if begun.reference else "") is not None
+            self._older = begun.base.manifest["files"] if own else ()
             self._tally.count_on(Progress.from_json(begun.base.manifest["progress"]))
         try:
             self._claim()
@@ -230,7 +233,7 @@ class Reporter:
         try:
             if not self._claimed:
                 self._claim()
-            return saving.commit(
+            done = saving.commit(
                 self.store,
                 self.env,
                 folder,
@@ -240,7 +243,10 @@ class Reporter:
                 metrics={k: written(v) for k, v in self._tally.values.items()},
                 reported=self._tally.reported_at,
                 results=self._results,
+                older=self._older,
             )
+            self._older = done.body["files"]
+            return done.reference
         except OSError as error:
             self._cannot_write(error)
             return None

@@ -47,10 +47,10 @@ def load(store: Store, key: str) -> Checkpoint:
     :raises Missing: if the manifest or the files are gone.
     """
     body = manifest.decode(store.get(key))
-    folder = store.folder(body["data"])
-    manifest.verify(body, folder)
+    if contract.parse_manifest_key(key) != (body["attempt"], body["iteration"]):
+        raise CheckpointCorrupt("the manifest is another checkpoint's")
     found = Checkpoint(
-        folder,
+        store.fetch(body["data"], body["files"]),
         kind=body["kind"],
         metrics=body["metrics"],
         iteration=body["iteration"],

@@ -10,16 +10,16 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from trialkeeper import contract, manifest
 from trialkeeper.checkpoint import Checkpoint
 from trialkeeper.contract import CheckpointRef
 from trialkeeper.environment import Environment
 from trialkeeper.errors import CheckpointCorrupt, StaleAttempt
-from trialkeeper.manifest import Progress
+from trialkeeper.manifest import Entry, Progress
 from trialkeeper.store import AlreadyThere, Appender, Missing, Store
 
 Save = Callable[[Path], None]
@@ -27,6 +27,25 @@ Save = Callable[[Path], None]
 
 class NotStaged(OSError):
     """Raised when the scratch folder cannot take a checkpoint: it is full, or may not be written."""
+
+
+class Committed(NamedTuple):
+    """A checkpoint that is in the store, and its manifest's content."""
+
+    reference: CheckpointRef
+    body: Mapping[str, Any]
+
+
+def committed_files(store: Store) -> list[Entry]:
+    """What `commit` may be told as `older` at the beginning: the files of this prefix's newest checkpoint.
+
+    :raises OSError: if the store cannot be read.
+    """
+    keys = sorted(key for key in store.list("manifests/") if contract.parse_manifest_key(key) is not None)
+    for key in reversed(keys):
+        with contextlib.suppress(Missing, CheckpointCorrupt):
+            return list(manifest.decode(store.get(key))["files"])
+    return []
 
 
 def staged(source: Checkpoint | Save, scratch: Path) -> tuple[Path, str]:
@@ -75,8 +94,11 @@ def commit(
     metrics: Mapping[str, Any],
     reported: float,
     results: Appender | None,
-) -> CheckpointRef:
+    older: Sequence[Entry] = (),
+) -> Committed:
     """Make a folder a checkpoint of this attempt at `progress`; `reported` is when its iteration was.
+
+    `older`: entries of committed checkpoints of this prefix, the newest first, whose files need not be stored again.
 
     :raises StaleAttempt: if a later attempt has begun, or another pod has committed the same.
     :raises OSError: if the store cannot be written; there is then no checkpoint.
@@ -85,12 +107,7 @@ def commit(
     nonce = os.urandom(4).hex()
     data = contract.data_key(env.attempt, progress.iteration, nonce)
     key = contract.manifest_key(env.attempt, progress.iteration)
-    try:
-        files = manifest.inventory(folder)
-    except BaseException:
-        _remove(folder)
-        raise
-    body = {
+    body: dict[str, Any] = {
         "v": contract.VERSION,
         "attempt": env.attempt,
         "iteration": progress.iteration,
@@ -102,13 +119,12 @@ def commit(
         "reason": why,
         "metrics": dict(metrics),
         "progress": progress.to_json(),
-        "partSize": manifest.PART_SIZE,
-        "files": files,
         "data": data,
     }
     reference = CheckpointRef(env.attempt, progress.iteration, key, reported)
     try:
-        store.take(folder, data)
+        body["files"] = [*store.keep(folder, data, older)]
+        manifest.checked(body)  # what could not be read again must not be believed to be saved
         if newest_attempt(store) > env.attempt:
             raise StaleAttempt
         if results is not None:
@@ -119,10 +135,10 @@ def commit(
         there = _abandon(store, key, data)
         if isinstance(failure, AlreadyThere):
             if there.get("writer", {}).get("podUid") == env.pod_uid:
-                return reference  # an earlier life of this pod was here
+                return Committed(reference, there)  # an earlier life of this pod was here
             raise StaleAttempt from None
         raise
-    return reference
+    return Committed(reference, body)
 
 
 def _abandon(store: Store, key: str, data: str) -> Mapping[str, Any]:
