@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from trialkeeper.results.download import Progress
+    from trialkeeper.results.places import Told
     from trialkeeper.results.reading import Results, StoredCheckpoint, Trial
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
@@ -206,9 +206,9 @@ def download(where: str, trial: str, folder: Path | None, files: tuple[str, ...]
         name, _, which = trial.partition("@")
         checkpoint, chosen = _checkpoint(found, name, which or "latest")
         target = folder or Path(f"{chosen.name.replace('/', '_')}-i{checkpoint.iteration}")
-        from trialkeeper.results.download import entries
+        from trialkeeper.results.download import chosen as files_of
 
-        total = sum(entry["size"] for entry in entries(checkpoint.manifest, files or None))
+        total = sum(entry["size"] for entry in files_of(checkpoint.manifest, files or None))
         progress = _progress(f"{chosen.name} at {checkpoint.iteration}", total, stack)
         done = checkpoint.to_directory(target, files or None, progress)
         stack.close()
@@ -241,7 +241,7 @@ def _checkpoint(found: Results, name: str, which: str) -> tuple[StoredCheckpoint
     return chosen, trial
 
 
-def _progress(title: str, total: int, stack: ExitStack) -> Progress:
+def _progress(title: str, total: int, stack: ExitStack) -> Told:
     """A bar on a terminal; silence elsewhere, and without rich."""
     if not sys.stderr.isatty():
         return lambda _: None

@@ -72,7 +72,7 @@ def _run(place: FolderPlace, path: Path) -> Source:
     """A folder of `trialkeeper run`: its newest experiment, of which the journal knows more."""
     store = str(path / "store").lstrip("/")
     entry = _entry("run")
-    know = (lambda: entry(path)) if entry is not None else (lambda: None)
+    know = entry(path) if entry is not None else lambda: None
 
     def prefixes() -> list[str]:
         known = know()

@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote_plus
 
 from trialkeeper import contract
+from trialkeeper.manifest import Entry
 from trialkeeper.store import Missing, Store
 
 if TYPE_CHECKING:
@@ -22,9 +23,7 @@ if TYPE_CHECKING:
 
     from trialkeeper.store.wire import Wire
 
-CHUNK = 1 << 20  # bytes read at once
-
-Take = Callable[[bytes], object]
+Told = Callable[[int], object]  # hears each time how many bytes more are there
 
 
 class Place(Protocol):
@@ -42,14 +41,11 @@ class Place(Protocol):
         """A local file with an attempt's raw results as far as they are there now; it only ever grows."""
         ...
 
-    def sizes(self, prefix: str) -> Mapping[str, int]:
-        """Bytes of each object below a trial's `data/`, by key."""
-        ...
+    def copy(self, prefix: str, entries: Sequence[Entry], target: Path, told: Told) -> None:
+        """Files of a checked manifest into a folder, each part verified; parts that are there and right stay.
 
-    def read(self, prefix: str, key: str, offset: int, length: int, begin: Callable[[], Take]) -> None:
-        """Bytes of an object, in order and in pieces, to what `begin` gives; it is asked again at each new try.
-
-        :raises Missing: if there is no such object.
+        :raises Missing: if one of them is gone.
+        :raises CheckpointCorrupt: if one of them is not what was committed.
         """
         ...
 
@@ -133,25 +129,10 @@ class FolderPlace:
             return self._grown.file(self.store(prefix), prefix, key)
         return path if path.is_file() else None
 
-    def sizes(self, prefix: str) -> Mapping[str, int]:
-        top, found = self._path(prefix), {}
-        for parent, _, names in os.walk(top / "data"):
-            for name in names:
-                path = Path(parent, name)
-                if path.is_file() and not path.is_symlink():
-                    found[path.relative_to(top).as_posix()] = path.stat().st_size
-        return found
+    def copy(self, prefix: str, entries: Sequence[Entry], target: Path, told: Told) -> None:
+        from trialkeeper.results.download import copy
 
-    def read(self, prefix: str, key: str, offset: int, length: int, begin: Callable[[], Take]) -> None:
-        take = begin()
-        try:
-            with self._path(prefix, key).open("rb") as file:
-                file.seek(offset)
-                while length and (chunk := file.read(min(CHUNK, length))):
-                    take(chunk)
-                    length -= len(chunk)
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            raise Missing(key) from None
+        copy(lambda key: self._path(prefix, key), entries, target, told)
 
     def close(self) -> None:
         self._copies.close()
@@ -192,39 +173,10 @@ class BucketPlace:
     def results(self, prefix: str, attempt: int) -> Path | None:
         return self._grown.file(self.store(prefix), prefix, contract.results_key(attempt))
 
-    def sizes(self, prefix: str) -> Mapping[str, int]:
-        found = (entry for page in self._pages(prefix=f"{prefix}/data/") for entry in page.iterfind("Contents"))
-        named = ((unquote_plus(entry.findtext("Key") or ""), int(entry.findtext("Size") or 0)) for entry in found)
-        return {key[len(prefix) + 1 :]: size for key, size in named}
+    def copy(self, prefix: str, entries: Sequence[Entry], target: Path, told: Told) -> None:
+        from trialkeeper.store.transfer import download
 
-    def read(self, prefix: str, key: str, offset: int, length: int, begin: Callable[[], Take]) -> None:
-        if not length:
-            begin()
-            return
-        from trialkeeper.store.wire import BrokenOff
-
-        def sink(response: object) -> None:
-            from urllib3 import BaseHTTPResponse
-            from urllib3.exceptions import ProtocolError
-
-            assert isinstance(response, BaseHTTPResponse)
-            take, left = begin(), length
-            if response.status != 206 and (offset or response.status != 200):
-                raise BrokenOff("it does not send the part that was asked for")
-            while left:
-                try:
-                    chunk = response.read(min(CHUNK, left))
-                except ProtocolError:
-                    chunk = b""
-                if not chunk:
-                    raise BrokenOff(f"after {length - left} of {length} bytes")
-                take(chunk)
-                left -= len(chunk)
-
-        asked = {"Range": f"bytes={offset}-{offset + length - 1}"}
-        answer = self._wire.request("GET", f"{prefix}/{key}", headers=asked, sink=sink, ready_for=(404, 416))
-        if answer.status in (404, 416):
-            raise Missing(key)
+        download(self._wire, prefix, target, entries, told)
 
     def close(self) -> None:
         self._wire.close()

@@ -21,7 +21,7 @@ from trialkeeper.errors import CheckpointCorrupt
 from trialkeeper.metrics import AUTOMATIC
 from trialkeeper.results import download, lineage, rows
 from trialkeeper.results.known import FINAL, Known, KnownTrial, NotThere, Objective, Source
-from trialkeeper.results.places import Place, remove
+from trialkeeper.results.places import Place, Told, remove
 from trialkeeper.results.rows import Row
 from trialkeeper.store import Missing
 
@@ -75,7 +75,7 @@ class StoredCheckpoint:
         self,
         path: str | os.PathLike[str] | None = None,
         files: str | Sequence[str] | None = None,
-        progress: download.Progress = lambda _: None,
+        progress: Told = lambda _: None,
     ) -> Path:
         """The checkpoint's files, every part verified, in `path` or in a new temporary folder.
 
@@ -94,7 +94,8 @@ class StoredCheckpoint:
 
             path = tempfile.mkdtemp(prefix="trialkeeper-checkpoint-")
         patterns = [files] if isinstance(files, str) else files
-        return download.fetch(self.place, self.prefix, self.manifest, Path(path), patterns, progress)
+        chosen = download.chosen(self.manifest, patterns)
+        return download.fetch(self.place, self.prefix, chosen, Path(path), progress)
 
     def to_dict(self, *, allow_pickle: bool = False) -> dict[Any, Any]:
         """The dictionary that the trainer gave to `Checkpoint.from_dict`; errors are those of `Checkpoint.to_dict`."""
@@ -242,7 +243,7 @@ class Trial:
                 listed[link.prefix] = [pair for pair in parsed if pair is not None]
             own = [m for m in listed[link.prefix] if m[0] == link.attempt]
             found += [(link.prefix, *m) for m in sorted(own, reverse=True) if link.bound is None or m[1] <= link.bound]
-        sizes = {prefix: self._place.sizes(prefix) for prefix in {prefix for prefix, _, _ in found}}
+        sizes = {prefix: _sizes(self._place, prefix) for prefix in {prefix for prefix, _, _ in found}}
         made: dict[int, StoredCheckpoint | None] = {}
 
         def look(number: int, prefix: str, attempt: int, iteration: int) -> None:
@@ -278,15 +279,30 @@ def _checkpoint(
     key = contract.manifest_key(attempt, iteration)
     try:
         body = manifest.decode(place.store(prefix).get(key))
-        metrics = {k: rows.number_of(v) for k, v in body["metrics"].items()}
-        size = sum(int(entry["size"]) for entry in body["files"])
-        made, why, step = float(body["created"]), str(body["reason"]), body["step"]
+        if (body["attempt"], body["iteration"]) != (attempt, iteration):
+            raise CheckpointCorrupt("the manifest is another checkpoint's")
     except Missing:
         return None
-    except (CheckpointCorrupt, KeyError, TypeError, ValueError, AttributeError):
+    except CheckpointCorrupt:
         return StoredCheckpoint(iteration, attempt, None, {}, 0, "", 0.0, False, key, prefix, {}, place)
-    whole = download.whole(body, sizes)
-    return StoredCheckpoint(iteration, attempt, step, metrics, size, why, made, whole, key, prefix, body, place)
+    return StoredCheckpoint(
+        iteration=iteration,
+        attempt=attempt,
+        step=body["step"],
+        metrics={k: rows.number_of(v) for k, v in body["metrics"].items()},
+        bytes=sum(entry["size"] for entry in body["files"]),
+        reason=body["reason"],
+        created=float(body["created"]),
+        whole=download.whole(body, sizes),
+        key=key,
+        prefix=prefix,
+        manifest=body,
+        place=place,
+    )
+
+
+def _sizes(place: Place, prefix: str) -> dict[str, int]:
+    return {key: size for key, size, _ in place.store(prefix).sizes("data/")}
 
 
 class Results:
