@@ -225,8 +225,8 @@ def _checkpoint(found: Results, name: str, which: str) -> tuple[StoredCheckpoint
     if which == "best":
         chosen = trial.best_checkpoint()
     elif which == "latest":
-        chosen = next((c for c in trial.checkpoints if c.whole), None)
-        if chosen is not None and chosen is not trial.checkpoints[0]:
+        chosen = trial.newest_checkpoint()
+        if chosen is not None and chosen != trial.checkpoints[0]:
             broken = trial.checkpoints[0].iteration
             _warn(f"the checkpoint at iteration {broken} is not whole: that at {chosen.iteration} is taken")
     elif which.isdigit():

@@ -185,7 +185,7 @@ def write_trials(results: Results, trials: Sequence[Trial], out: IO[str]) -> Non
     for trial in trials:
         iteration, value = trial.reached(objectives[0] if objectives else None)
         values.append((trial, value))
-        newest = next((f"at {c.iteration}" for c in trial.checkpoints if c.whole), "-")
+        newest = trial.newest_checkpoint()
         cells.append(
             [
                 clean(trial.name),
@@ -193,7 +193,7 @@ def write_trials(results: Results, trials: Sequence[Trial], out: IO[str]) -> Non
                 str(len(trial.attempts)),
                 str(iteration),
                 *(["-" if value is None else short(value)] if objectives else []),
-                newest,
+                "-" if newest is None else f"at {newest.iteration}",
                 " ".join(f"{clean(k)}={short(v)}" for k, v in trial.parameters.items()) or "-",
             ]
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -58,18 +59,19 @@ class _Copies:
     """A temporary folder that comes with the first use and goes at `close`, at the latest with the process."""
 
     def __init__(self) -> None:
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
 
     def path(self, *parts: str) -> Path:
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="trialkeeper-results-", ignore_cleanup_errors=True)
-        path = Path(self._folder.name, *(part.replace("/", "_") for part in parts))
+            self._folder = Path(tempfile.mkdtemp(prefix="trialkeeper-results-"))
+            self._end = weakref.finalize(self, remove, self._folder)
+        path = self._folder.joinpath(*(part.replace("/", "_") for part in parts))
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def close(self) -> None:
         if self._folder is not None:
-            self._folder.cleanup()
+            self._end()
             self._folder = None
 
 

@@ -132,7 +132,7 @@ class Trial:
 
     def refresh(self) -> None:
         """Forget what has been read, so that it is read again."""
-        for name in ("_records", "record", "_links", "attempts", "checkpoints"):
+        for name in ("_records", "record", "_links", "attempts", "_committed", "_sizes", "checkpoints"):
             self.__dict__.pop(name, None)
 
     @property
@@ -232,8 +232,8 @@ class Trial:
     # Checkpoints.
 
     @cached_property
-    def checkpoints(self) -> list[StoredCheckpoint]:
-        """The committed checkpoints that an attempt could begin from, the newest first."""
+    def _committed(self) -> list[tuple[str, int, int]]:
+        """(prefix, attempt, iteration) of the checkpoints that an attempt could begin from, the newest first."""
         found: list[tuple[str, int, int]] = []
         listed: dict[str, list[tuple[int, int]]] = {}
         for link in self._links:
@@ -243,14 +243,29 @@ class Trial:
                 listed[link.prefix] = [pair for pair in parsed if pair is not None]
             own = [m for m in listed[link.prefix] if m[0] == link.attempt]
             found += [(link.prefix, *m) for m in sorted(own, reverse=True) if link.bound is None or m[1] <= link.bound]
-        sizes = {prefix: _sizes(self._place, prefix) for prefix in {prefix for prefix, _, _ in found}}
+        return found
+
+    @cached_property
+    def _sizes(self) -> dict[str, dict[str, int]]:
+        prefixes = {prefix for prefix, _, _ in self._committed}
+        return {p: {key: size for key, size, _ in self._place.store(p).sizes("data/")} for p in prefixes}
+
+    @cached_property
+    def checkpoints(self) -> list[StoredCheckpoint]:
+        """The committed checkpoints that an attempt could begin from, the newest first."""
         made: dict[int, StoredCheckpoint | None] = {}
+        sizes = self._sizes  # before several ask for them at once
 
         def look(number: int, prefix: str, attempt: int, iteration: int) -> None:
             made[number] = _checkpoint(self._place, prefix, attempt, iteration, sizes[prefix])
 
-        parallel.run((partial(look, number, *which) for number, which in enumerate(found)), WORKERS)
+        parallel.run((partial(look, number, *which) for number, which in enumerate(self._committed)), WORKERS)
         return [checkpoint for _, checkpoint in sorted(made.items()) if checkpoint is not None]
+
+    def newest_checkpoint(self) -> StoredCheckpoint | None:
+        """The newest checkpoint that is whole, None if there is none."""
+        found = (_checkpoint(self._place, *which, self._sizes[which[0]]) for which in self._committed)
+        return next((c for c in found if c is not None and c.whole), None)
 
     def best_checkpoint(self, metric: str | None = None, mode: str | None = None) -> StoredCheckpoint | None:
         """The whole checkpoint with the best value of the objective, or of another metric; None if none has one."""
@@ -299,10 +314,6 @@ def _checkpoint(
         manifest=body,
         place=place,
     )
-
-
-def _sizes(place: Place, prefix: str) -> dict[str, int]:
-    return {key: size for key, size, _ in place.store(prefix).sizes("data/")}
 
 
 class Results:
