@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from time import gmtime, sleep, strftime
 from typing import TYPE_CHECKING
 
 import click
@@ -122,7 +122,7 @@ def _looks(found: Results, names: Sequence[str]) -> Iterator[None]:
         yield
         if finished:
             return
-        time.sleep(found.source.pause)
+        sleep(found.source.pause)
         found.refresh()
 
 
@@ -160,7 +160,7 @@ def checkpoints(where: str, trial: str | None, format_: str) -> None:
                 str(c.iteration),
                 str(c.attempt),
                 write.size(c.bytes),
-                time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(c.created)) if c.created else "-",
+                strftime("%Y-%m-%dT%H:%M:%SZ", gmtime(c.created)) if c.created else "-",
                 write.clean(c.reason) or "-",
                 "yes" if c.whole else "no",
                 *(write.short(c.metrics.get(metric, "-")) for metric in _metric(found)),

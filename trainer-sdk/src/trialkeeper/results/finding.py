@@ -6,15 +6,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from trialkeeper.results.known import BadPlace, NotThere, Source
+from trialkeeper.results.known import BadPlace, Known, NotThere, Source
 from trialkeeper.results.places import FolderPlace, Place
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 GROUP = "trialkeeper.results"  # entry points: `exp` opens an Experiment of a cluster, `run` knows a run's folder
 DEPTH = 3  # folders from a store's root to a trial's prefix
@@ -71,8 +70,10 @@ def _folder(path: Path) -> Source:
 def _run(place: FolderPlace, path: Path) -> Source:
     """A folder of `trialkeeper run`: its newest experiment, of which the journal knows more."""
     store = str(path / "store").lstrip("/")
-    entry = _entry("run")
-    know = entry(path) if entry is not None else lambda: None
+    know = _nobody
+    with suppress(ImportError):  # the store knows all but the states
+        entry = _entry("run")
+        know = know if entry is None else entry(path)
 
     def prefixes() -> list[str]:
         known = know()
@@ -84,6 +85,10 @@ def _run(place: FolderPlace, path: Path) -> Source:
         return [] if newest is None else _trials(place, newest)
 
     return Source(place, prefixes, know)
+
+
+def _nobody() -> Known | None:
+    return None
 
 
 def _touched(place: Place, folder: str) -> float:

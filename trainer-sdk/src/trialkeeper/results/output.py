@@ -174,7 +174,7 @@ def write_rows(trial: Trial, out: IO[str], *, raw: bool) -> None:
     found = list(trial.rows(raw=raw))
     hidden = {"trial_id", "hostname", "timestamp", "time_this_iter_s", *(() if raw else ("attempt",))}
     names = [n for n in ordered(k for row in found for k in row) if n not in hidden]
-    table(names, [[short(row[n]) if n in row else "-" for n in names] for row in found], out)
+    table([clean(n) for n in names], [[short(row[n]) if n in row else "-" for n in names] for row in found], out)
 
 
 def write_trials(results: Results, trials: Sequence[Trial], out: IO[str]) -> None:
