@@ -389,8 +389,8 @@ def test_a_folder_of_another_file_system_is_copied(tmp_path: Path, monkeypatch: 
         patch.setattr(os, "link", refuse)
         entries = store.keep(folder, "data/1", ())
     found = store.fetch("data/1", entries)
+    assert folder.exists(), "for its owner to remove"
     assert (found / "w").read_bytes() == b"w"
-    assert (found / "w").stat().st_nlink == 1
     assert (found / "deep" / "run").stat().st_mode & 0o777 == 0o755
 
 

@@ -219,9 +219,12 @@ class _Piece(NamedTuple):
     sha256: str
 
 
-def download(wire: Wire, folder: str, target: Path, entries: Sequence[Entry]) -> None:
+def download(
+    wire: Wire, folder: str, target: Path, entries: Sequence[Entry], told: Callable[[int], object] = lambda _: None
+) -> None:
     """Fetch files into `target`, which then holds them and nothing else; what is there already is not fetched again.
 
+    :param told: hears each time how many bytes more are there.
     :raises Missing: if an object is gone.
     :raises CheckpointCorrupt: if what comes is not what was committed, also when it is asked for again.
     :raises OSError: if it could not be fetched, or not be written here.
@@ -234,7 +237,7 @@ def download(wire: Wire, folder: str, target: Path, entries: Sequence[Entry]) ->
         pieces.setdefault(entry["key"], []).extend(
             _Piece(target / entry["path"], at, entry["offset"] + at, size, known) for at, size, known in parts(entry)
         )
-    parallel.run((partial(_fetch, wire, f"{folder}/{key}", span, half) for key, span in _spans(pieces)), WORKERS)
+    parallel.run((partial(_fetch, wire, f"{folder}/{key}", span, half, told) for key, span in _spans(pieces)), WORKERS)
     for entry in entries:
         os.chmod(target / entry["path"], entry["mode"])
 
@@ -280,14 +283,16 @@ def _spans(pieces: Mapping[str, Iterable[_Piece]]) -> Iterator[tuple[str, list[_
             yield key, span
 
 
-def _fetch(wire: Wire, key: str, span: Sequence[_Piece], half: set[Path]) -> None:
+def _fetch(wire: Wire, key: str, span: Sequence[_Piece], half: set[Path], told: Callable[[int], object]) -> None:
     """Pieces of an object to where they belong; what comes wrong is asked for once more."""
     wanted = [piece for piece in span if piece.path not in half or not _whole(piece)]
     for _ in range(2):
         if wanted:
             wanted = _receive(wire, key, wanted)
-    if wanted:
-        raise CheckpointCorrupt(f"{wanted[0].path.name} is not what was written")
+    if not wanted:
+        told(sum(piece.size for piece in span))
+        return
+    raise CheckpointCorrupt(f"{wanted[0].path.name} is not what was written")
 
 
 def _whole(piece: _Piece) -> bool:
