@@ -220,8 +220,7 @@ def _many(place: Place, name: str, number: int, size: int) -> Path:
 
 
 CASES: Mapping[str, Callable[[Place], Measured]] = {
-    case.__name__: case
-    for case in (put_raw, put_minio, put_ours, get_minio, get_ours, put_small, get_small, put_again)
+    case.__name__: case for case in (put_raw, put_minio, put_ours, get_minio, get_ours, put_small, get_small, put_again)
 }
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from trialkeeper.manifest import Entry
 from trialkeeper.store import AlreadyThere, Appender, Missing, Store
 
 
@@ -109,6 +110,14 @@ class Stepping:
     def append(self, key: str) -> Appender:
         return self._store.append(key)
 
+    def keep(self, folder: Path, key: str, older: Sequence[Entry]) -> Sequence[Entry]:
+        self._gate()
+        return self._store.keep(folder, key, older)
+
+    def fetch(self, key: str, files: Sequence[Entry]) -> Path:
+        self._gate()
+        return self._store.fetch(key, files)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
@@ -143,10 +152,13 @@ class MemoryStore:
     def append(self, key: str) -> Appender:
         raise NotImplementedError
 
-    def take(self, folder: Path, key: str) -> None:
+    def sizes(self, prefix: str) -> Iterator[tuple[str, int, float]]:
         raise NotImplementedError
 
-    def folder(self, key: str) -> Path:
+    def keep(self, folder: Path, key: str, older: Sequence[Entry]) -> Sequence[Entry]:
+        raise NotImplementedError
+
+    def fetch(self, key: str, files: Sequence[Entry]) -> Path:
         raise NotImplementedError
 
 

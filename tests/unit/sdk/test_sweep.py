@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fake_s3 import Fault, fake_s3
+from manifests import body, entry
 from minio_server import KEYS
 from stores import environment_of
 from trialkeeper import contract, manifest, retention, sweep
@@ -57,12 +58,9 @@ def checkpoint(
     """A committed checkpoint of so many bytes of its own; its data key."""
     store, data = tree.at(trial), contract.data_key(number, iteration, "0a")
     store.put_new(f"{data}/deep/w", b"w" * size)
-    files = [{"path": f"deep/{n}", "key": key} for n, key in enumerate((f"{data}/deep/w", *refers))]
-    body = {
-        "v": contract.VERSION, "attempt": number, "iteration": iteration, "metrics": {"loss": loss},
-        "reason": "periodic", "files": files, "data": data,
-    }  # fmt: skip
-    store.put_new(contract.manifest_key(number, iteration), manifest.encode(body))
+    files = [entry(f"deep/{n}", key=key) for n, key in enumerate((f"{data}/deep/w", *refers))]
+    said = body(attempt=number, iteration=iteration, metrics={"loss": loss}, files=files, data=data)
+    store.put_new(contract.manifest_key(number, iteration), manifest.encode(said))
     return data
 
 
