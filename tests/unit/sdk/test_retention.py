@@ -349,7 +349,7 @@ def test_any_interleaving_on_a_real_store(
         env = environment_of(server.url if server is not None else (tmp_path / "store").as_uri(), tmp_path)
 
         def at(prefix: str) -> Store:
-            """Each attempt is a pod, with a scratch folder of its own; whoever looks from outside has fetched nothing."""
+            """Each attempt is a pod with a scratch folder of its own; who looks from outside has fetched nothing."""
             actor = here()
             key = actor.name if actor is not None else str(len(opened)), prefix
             if key not in opened:
