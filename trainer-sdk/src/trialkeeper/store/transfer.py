@@ -25,6 +25,7 @@ from trialkeeper.store import Missing
 from trialkeeper.store.files import CHUNK, File, digest, hash_all, hash_part, opened, parts
 from trialkeeper.store.wire import CHANGED, PIECE, WORKERS, BrokenOff, FilePart, Refused, Torn, Wire, xml
 
+SENDERS = WORKERS + 2  # so that four send while others hash
 SMALL = 1 << 20  # bytes: what is smaller is packed
 PACK = 64 << 20  # bytes of a pack, at most
 GAP = 1 << 20  # bytes that are read and thrown away rather than asking twice
@@ -115,7 +116,7 @@ def upload(wire: Wire, folder: str, uploads: Sequence[Upload]) -> None:
     """
     multipart: list[_Multipart] = []
     try:
-        parallel.run(_sends(wire, folder, uploads, multipart), WORKERS)
+        parallel.run(_sends(wire, folder, uploads, multipart), SENDERS)
     except BaseException:
         for begun in multipart:
             begun.give_up()
