@@ -280,6 +280,11 @@ def data_key(attempt: int, iteration: int, nonce: str) -> str:
     return f"data/a{attempt:06d}-i{iteration:012d}-{nonce}"
 
 
+def ranks_key(attempt: int, life: int) -> str:
+    """Where an attempt's rank 0 listens, for processes in other pods; `life` counts a launcher's restarts."""
+    return f"ranks/a{attempt:06d}-{life}.json"
+
+
 def ended_key(attempt: int) -> str:
     """The owner's last words, the same message that it leaves to the kubelet."""
     return f"ended/a{attempt:06d}.json"
