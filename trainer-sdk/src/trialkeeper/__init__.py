@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from trialkeeper.checkpoint import Checkpoint
     from trialkeeper.context import Context, Params, get_context, get_params
     from trialkeeper.errors import CheckpointCorrupt, StaleAttempt, TrialPreempted, TrialStopped
-    from trialkeeper.reporting import get_checkpoint, report
+    from trialkeeper.leaving import Preemption
+    from trialkeeper.reporting import checkpoint_dir, checkpoint_due, flush, get_checkpoint, preemption, report
+    from trialkeeper.saves import FlushResult
 
 __version__ = "0.1.0"
 
@@ -26,13 +28,19 @@ __all__ = (
     "Checkpoint",
     "CheckpointCorrupt",
     "Context",
+    "FlushResult",
     "Params",
+    "Preemption",
     "StaleAttempt",
     "TrialPreempted",
     "TrialStopped",
+    "checkpoint_dir",
+    "checkpoint_due",
+    "flush",
     "get_checkpoint",
     "get_context",
     "get_params",
+    "preemption",
     "report",
 )
 
@@ -44,6 +52,12 @@ _HOMES = {
     "StaleAttempt": "errors",
     "TrialPreempted": "errors",
     "TrialStopped": "errors",
+    "FlushResult": "saves",
+    "Preemption": "leaving",
+    "checkpoint_dir": "reporting",
+    "checkpoint_due": "reporting",
+    "flush": "reporting",
+    "preemption": "reporting",
     "get_checkpoint": "reporting",
     "get_context": "context",
     "get_params": "context",
