@@ -47,6 +47,7 @@ class Fake:
 
     honest: bool = False  # whether If-None-Match is honoured
     page: int = 1000
+    written: str = "2026-01-02T03:04:05.678Z"  # when all objects were
     objects: dict[str, tuple[bytes, dict[str, str]]] = field(default_factory=dict)
     uploads: dict[str, dict[int, bytes]] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
@@ -90,6 +91,8 @@ class Fake:
         if not asked:
             return 200, kept, data
         first, _, last = asked.removeprefix("bytes=").partition("-")
+        if int(first) >= len(data):
+            return 416, {}, _xml("Error", Code="InvalidRange")
         return 206, kept, data[int(first) : int(last) + 1]
 
     _head = _get
@@ -116,7 +119,9 @@ class Fake:
         keys = [k for k in sorted(self.objects) if k.startswith(query.get("prefix", "")) and k > after]
         shown = keys[: self.page]
         entries = "".join(
-            f"<Contents><Key>{escape(quote(k))}</Key><Size>{len(self.objects[k][0])}</Size></Contents>" for k in shown
+            f"<Contents><Key>{escape(quote(k))}</Key><Size>{len(self.objects[k][0])}</Size>"
+            f"<LastModified>{self.written}</LastModified></Contents>"
+            for k in shown
         )
         more = len(keys) > len(shown)
         token = f"<NextContinuationToken>{escape(shown[-1])}</NextContinuationToken>" if more else ""

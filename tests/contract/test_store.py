@@ -34,8 +34,9 @@ def test_a_key_is_put_once(store: Store) -> None:
 def test_what_is_not_there_is_missing(store: Store) -> None:
     with pytest.raises(Missing):
         store.get("a/b")
+    gone = {"path": "w", "size": 1, "mode": 0o644, "partSize": 1, "sha256": ["0" * 64], "key": "data/x/w", "offset": 0}
     with pytest.raises(Missing):
-        store.folder("data/x")
+        store.fetch("data/x", [gone])
 
 
 def test_keys_are_listed_sorted_and_by_prefix(store: Store) -> None:
@@ -58,14 +59,14 @@ def test_a_folder_is_taken_whole(store: Store, tmp_path: Path) -> None:
     (folder / "deep").mkdir(parents=True)
     (folder / "deep" / "w").write_bytes(b"weights")
     (folder / "empty").write_bytes(b"")
-    store.take(folder, "data/a1")
+    files = store.keep(folder, "data/a1", ())
     assert not folder.exists()
-    found = store.folder("data/a1")
+    found = store.fetch("data/a1", files)
     assert (found / "deep" / "w").read_bytes() == b"weights"
     assert (found / "empty").read_bytes() == b""
     store.delete("data/a1")
     with pytest.raises(Missing):
-        store.folder("data/a1")
+        store.fetch("data/a1", files)
 
 
 def test_a_folder_may_hold_large_files_and_names_of_every_kind(store: Store, tmp_path: Path) -> None:
@@ -80,8 +81,7 @@ def test_a_folder_may_hold_large_files_and_names_of_every_kind(store: Store, tmp
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-    store.take(folder, "data/a1")
-    found = store.folder("data/a1")
+    found = store.fetch("data/a1", store.keep(folder, "data/a1", ()))
     assert {p.relative_to(found).as_posix(): p.read_bytes() for p in found.rglob("*") if p.is_file()} == files
 
 
@@ -90,9 +90,9 @@ def test_two_folders_of_which_one_begins_like_the_other_are_two(store: Store, tm
         folder = tmp_path / "made"
         folder.mkdir()
         (folder / "w").write_text(name)
-        store.take(folder, name)
+        files = store.keep(folder, name, ())
     store.delete("data/a1")
-    assert (store.folder("data/a10") / "w").read_text() == "data/a10"
+    assert (store.fetch("data/a10", files) / "w").read_text() == "data/a10"
 
 
 def test_lines_are_appended_over_several_openings(store: Store) -> None:
@@ -112,7 +112,7 @@ def test_lines_are_appended_over_several_openings(store: Store) -> None:
 
 @pytest.mark.parametrize("key", ["../x", "/etc/x", "a/../../x", "", "."])
 def test_a_key_cannot_leave_its_prefix(store: Store, key: str) -> None:
-    for call in (store.get, store.delete, store.folder, lambda k: store.put_new(k, b"")):
+    for call in (store.get, store.delete, lambda k: store.fetch(k, ()), lambda k: store.put_new(k, b"")):
         with pytest.raises(ValueError, match="leaves the trial's folder"):
             call(key)
 
@@ -122,7 +122,7 @@ def test_a_link_in_the_store_leads_nowhere_else(tmp_path: Path) -> None:
     (tmp_path / "prefix").mkdir()
     (tmp_path / "prefix" / "data").symlink_to(tmp_path / "secret")
     store = DirectoryStore(tmp_path / "prefix")
-    for call in (store.get, store.folder, lambda k: store.put_new(k, b"")):
+    for call in (store.get, lambda k: store.fetch(k, ()), lambda k: store.put_new(k, b"")):
         with pytest.raises(ValueError, match="leaves the trial's folder"):
             call("data/x")
 

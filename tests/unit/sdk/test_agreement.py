@@ -238,7 +238,7 @@ def test_what_was_said_before_the_end_still_counts() -> None:
     assert world.followers[1].report() == "stop"
     with pytest.raises(Gone) as gone:
         world.followers[1].report()
-    assert gone.value.clean
+    assert gone.value.complete
 
 
 def test_a_broken_connection_is_no_clean_end() -> None:
@@ -246,7 +246,7 @@ def test_a_broken_connection_is_no_clean_end() -> None:
     world.followers[1].end("rank 0 is gone")
     with pytest.raises(Gone, match="rank 0 is gone") as gone:
         world.followers[1].ask(DUE)
-    assert not gone.value.clean
+    assert not gone.value.complete
 
 
 def test_nobody_waits_beyond_the_moment_to_leave() -> None:

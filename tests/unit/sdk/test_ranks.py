@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from trialkeeper.ranks import Place, meeting, place
-from trialkeeper.ranks.agreement import Follower, Gone, Leader
-from trialkeeper.ranks.wire import Address, Client, Server
+from trialkeeper.ranks import Place, meeting, place, wire
+from trialkeeper.ranks.agreement import Follower, Gone, Leader, Word
+from trialkeeper.ranks.wire import Address, Client, Departed, Server
 from trialkeeper.store.directory import DirectoryStore
 
 DUE = "due"
@@ -37,16 +37,18 @@ SEEDS = int(os.environ.get("TRIALKEEPER_SEEDS", "0")) or 12
         ({"RANK": "2", "WORLD_SIZE": "2"}, Place()),
         ({"RANK": "-1", "WORLD_SIZE": "2"}, Place()),
         ({"RANK": "one", "WORLD_SIZE": "2"}, Place()),
-        ({"RANK": "1", "WORLD_SIZE": "2"}, Place(1, 2, 1)),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, Place(1, 2)),
+        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "1"}, Place(1, 2)),
         (
             {
                 "RANK": "3",
                 "WORLD_SIZE": "4",
+                "LOCAL_RANK": "1",
                 "LOCAL_WORLD_SIZE": "2",
                 "TORCHELASTIC_RESTART_COUNT": "1",
                 "MASTER_ADDR": "h",
             },
-            Place(3, 4, 2, 1, "h"),
+            Place(3, 4, 1, 2, 1, "h"),
         ),
     ],
 )
@@ -59,9 +61,9 @@ def soon() -> float | None:
 
 
 @contextmanager
-def served(world: int, asked: Callable[[dict[str, Any]], None] = lambda said: None) -> Iterator[tuple[Leader, Server]]:
+def served(world: int, heard: Callable[[int, Word], None] = lambda rank, word: None) -> Iterator[tuple[Leader, Server]]:
     leader = Leader(world)
-    server = Server(leader, attempt=1, world=world, local=True, asked=asked)
+    server = Server(leader, attempt=1, world=world, local=True, heard=heard)
     try:
         yield leader, server
     finally:
@@ -82,11 +84,11 @@ def following(
 
 
 def test_words_go_both_ways() -> None:
-    asked: list[dict[str, Any]] = []
+    asked: list[tuple[int, Word]] = []
     said: list[dict[str, Any]] = []
-    with served(2, asked.append) as (leader, server):
+    with served(2, lambda rank, word: asked.append((rank, word))) as (leader, server):
         with following(server, 1, 2, lambda: said[0] if said else None) as (follower, client):
-            client.note("whole", True)
+            client.say({"w": "note", "name": "whole", "value": True})
             leader.report({"save": "periodic"})
             assert follower.report() == {"save": "periodic"}
             assert leader.gather("whole", [1], lambda: time.monotonic() + 10) == {1: True}
@@ -94,7 +96,7 @@ def test_words_go_both_ways() -> None:
             deadline = time.monotonic() + 10
             while not asked and time.monotonic() < deadline:
                 time.sleep(0.01)
-            assert asked == [{"w": "asked", "left": 12.0}]
+            assert asked == [(1, {"w": "asked", "left": 12.0})]
             leader.report("last")
         assert leader.gather("gone", [1], lambda: time.monotonic() + 10) == {}
 
@@ -106,7 +108,7 @@ def test_a_clean_end_is_told_and_comes_after_what_was_said() -> None:
         server.close()
         with pytest.raises(Gone) as gone:
             follower.report()
-        assert gone.value.clean
+        assert gone.value.complete
 
 
 @pytest.mark.parametrize(("rank", "world", "attempt"), [(1, 3, 1), (1, 2, 2), (5, 2, 1)])
@@ -202,8 +204,9 @@ def test_ranks_of_a_pod_find_a_file_those_of_others_an_object(tmp_path: Path) ->
     other = Address(("h",), 4321, "u" * 32)
     meeting.publish_everywhere(other, store, 3, 0)  # the one before is dead
     assert there() == other
-    meeting.withdraw(tmp_path / "here", store, 3, 0)
-    assert here() is None and there() is None
+    meeting.publish_here(Departed(complete=True), tmp_path / "here", 3, 0)
+    meeting.publish_everywhere(Departed(complete=False), store, 3, 0)
+    assert (here(), there()) == (Departed(True), Departed(False))
 
 
 @pytest.mark.parametrize(
@@ -226,6 +229,31 @@ def test_what_is_no_address_is_none(change: dict[str, Any]) -> None:
     assert meeting.decode(json.dumps(good).encode(), 1, 0) == Address(("h",), 1, "t")
     assert meeting.decode(json.dumps(good | change).encode(), 1, 0) is None
     assert meeting.decode(b"\xff{", 1, 0) is None
+
+
+def meets(find: Callable[[], Address | Departed | None]) -> Gone:
+    """How it ends for a rank that looks for rank 0 in vain."""
+    follower = Follower(soon, lambda about, words: None)
+    client = Client(follower, rank=1, attempt=1, world=2, find=find, asked=lambda: None)
+    with pytest.raises(Gone) as gone:
+        follower.report()
+    client.close()
+    return gone.value
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_who_comes_after_rank_0_has_gone_hears_of_it(complete: bool) -> None:
+    gone = meets(lambda: Departed(complete))
+    assert (str(gone), gone.complete) == ("rank 0 has come to its end", complete)
+
+
+def test_a_rank_0_that_is_dead_or_never_comes_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "REFUSED", 0.3)
+    monkeypatch.setattr(wire, "ABSENCE", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    assert str(meets(lambda: Address(("127.0.0.1",), port, "t"))) == "rank 0 cannot be reached"
+    assert str(meets(lambda: None)) == "rank 0 has not come"
 
 
 class Schedule:
@@ -263,7 +291,7 @@ def test_threads_over_sockets_agree(seed: int) -> None:
     schedule = Schedule(seed)
     found: dict[int, list[Any]] = {}
 
-    def heard(said: dict[str, Any]) -> None:
+    def heard(rank: int, word: Word) -> None:
         schedule.wanted.set()
         leader.hurry()
 
@@ -305,7 +333,7 @@ from trialkeeper.ranks import meeting
 from trialkeeper.ranks.agreement import Leader
 from trialkeeper.ranks.wire import Address, Server
 leader = Leader(2)
-server = Server(leader, attempt=1, world=2, local=True, asked=lambda said: None)
+server = Server(leader, attempt=1, world=2, local=True, heard=lambda rank, word: None)
 os.register_at_fork(after_in_child=server.abandon)
 meeting.publish_here(Address(("127.0.0.1",), server.port, server.token), Path({scratch!r}), 1, 0)
 leader.report("first")
@@ -328,7 +356,7 @@ def test_a_killed_rank_0_is_noticed_although_its_workers_live_on(tmp_path: Path)
         process.kill()
         with pytest.raises(Gone, match="rank 0 is gone") as gone:
             follower.report()
-        assert not gone.value.clean
+        assert not gone.value.complete
     finally:
         client.close()
         with contextlib.suppress(OSError):

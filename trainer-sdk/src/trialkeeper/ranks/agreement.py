@@ -31,11 +31,11 @@ PATIENCE = 60.0  # seconds of waiting after which it is said once
 
 
 class Gone(Exception):
-    """Raised when rank 0 is not there any more: `clean` if it has said so."""
+    """Raised when rank 0 is not there any more: `complete` if it has said that the trial was through."""
 
-    def __init__(self, why: str, *, clean: bool) -> None:
+    def __init__(self, why: str, *, complete: bool) -> None:
         super().__init__(why)
-        self.clean = clean
+        self.complete = complete
 
 
 class OutOfTime(Exception):
@@ -111,10 +111,10 @@ class Leader:
                 if promised > self._calls[kind]:
                     self._revoke(kind)
 
-    def bye(self) -> None:
-        """Say that no word comes any more."""
+    def bye(self, *, complete: bool = True) -> None:
+        """Say that no word comes any more; `complete` if the trial was through."""
         with self._lock:
-            self._tell({"w": "bye"})
+            self._tell({"w": "bye", "complete": complete})
 
     def gather(self, name: str, ranks: Iterable[int], by: Callable[[], float]) -> dict[int, Any]:
         """What ranks have noted under a name, as soon as each of them has or is gone, or the moment `by` has come."""
@@ -290,11 +290,11 @@ class Follower:
             self._news.notify_all()
             return answer
 
-    def end(self, why: str) -> None:
+    def end(self, why: str, *, complete: bool = False) -> None:
         """No word comes any more."""
         with self._news:
             if self._ended is None:
-                self._ended = (why, False)
+                self._ended = (why, complete)
             self._news.notify_all()
 
     def await_end(self, by: Callable[[], float]) -> bool:
@@ -311,7 +311,7 @@ class Follower:
         if what == "welcome":
             self._awaited = int(word["words"])
         elif what == "bye":
-            self._ended = ("rank 0 has come to its end", True)
+            self._ended = ("rank 0 has come to its end", bool(word["complete"]))
         elif what == "until":
             self._promised[word["kind"]] = int(word["n"])
         elif what == "word":
@@ -370,7 +370,7 @@ class Follower:
                 if word is not None:
                     return word
                 if self._ended is not None:
-                    raise Gone(self._ended[0], clean=self._ended[1])
+                    raise Gone(self._ended[0], complete=self._ended[1])
                 now, by = time.monotonic(), self._leave_by()
                 if by is not None and now >= by:
                     raise OutOfTime(f"rank 0 has not come to {call} in time")

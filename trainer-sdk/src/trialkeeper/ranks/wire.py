@@ -30,6 +30,8 @@ CONNECT_TIMEOUT = 2.0
 POLL_INTERVAL = 0.1  # seconds between two looks whether this process was asked to go
 LOOK_INTERVAL, LOOK_LIMIT = 0.1, 2.0  # seconds between two looks for rank 0's address, doubled each time, and at most
 CLOSE_TIMEOUT = 1.0  # seconds for the last words to leave
+REFUSED = 20.0  # seconds of trying one address in vain after which rank 0 is taken to be dead
+ABSENCE = 600.0  # seconds without any address after which rank 0 is taken never to come
 SILENCE = 30  # seconds after which the kernel gives up a peer that does not acknowledge
 
 
@@ -40,6 +42,13 @@ class Address:
     hosts: tuple[str, ...]
     port: int
     token: str
+
+
+@dataclass(frozen=True)
+class Departed:
+    """Rank 0 has listened, and has gone; `complete` if the trial was through."""
+
+    complete: bool
 
 
 def _settle(connection: socket.socket) -> None:
@@ -118,12 +127,15 @@ class _Member:
 
 
 class Server:
-    """Rank 0's ear and mouth. `asked` is told when a rank was asked to go, with what that rank says of it."""
+    """Rank 0's ear and mouth. `heard` gets a rank and what it says, unless that is for the leader.
+
+    It raises ValueError, KeyError or TypeError for what makes no sense.
+    """
 
     def __init__(
-        self, leader: Leader, *, attempt: int, world: int, local: bool, asked: Callable[[dict[str, Any]], None]
+        self, leader: Leader, *, attempt: int, world: int, local: bool, heard: Callable[[int, Word], None]
     ) -> None:
-        self._leader, self._attempt, self._world, self._asked = leader, attempt, world, asked
+        self._leader, self._attempt, self._world, self._heard = leader, attempt, world, heard
         self.token = secrets.token_hex(16)
         self._listener = _listen(local)
         self.port: int = self._listener.getsockname()[1]
@@ -138,9 +150,9 @@ class Server:
         self._thread = threading.Thread(target=self._run, name="trialkeeper-ranks", daemon=True)
         self._thread.start()
 
-    def close(self) -> None:
+    def close(self, *, complete: bool = True) -> None:
         """Say goodbye, and let what was said leave."""
-        self._leader.bye()
+        self._leader.bye(complete=complete)
         self._closing = True
         self._rouse()
         self._thread.join(CLOSE_TIMEOUT + 0.5)
@@ -198,10 +210,10 @@ class Server:
             for word in member.lines.take(data):
                 if member.rank is None:
                     self._greet(member, word)
-                elif word["w"] == "asked":
-                    self._asked(word)
-                else:
+                elif word["w"] in ("calls", "note"):
                     self._leader.receive(member.rank, word)
+                else:
+                    self._heard(member.rank, word)
         except BlockingIOError:
             return
         except (OSError, ValueError, KeyError, TypeError):
@@ -268,7 +280,7 @@ class Client:
         rank: int,
         attempt: int,
         world: int,
-        find: Callable[[], Address | None],
+        find: Callable[[], Address | Departed | None],
         asked: Callable[[], dict[str, Any] | None],
     ) -> None:
         self._follower, self._find, self._asked = follower, find, asked
@@ -279,10 +291,6 @@ class Client:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="trialkeeper-ranks", daemon=True)
         self._thread.start()
-
-    def note(self, name: str, value: Any) -> None:
-        """Tell rank 0 something that it gathers."""
-        self._say({"w": "note", "name": name, "value": value})
 
     def close(self) -> None:
         """Let go of rank 0."""
@@ -295,7 +303,8 @@ class Client:
             with contextlib.suppress(OSError):
                 os.close(self._connection.detach())
 
-    def _say(self, word: Word) -> None:
+    def say(self, word: Word) -> None:
+        """Tell rank 0 something, as soon as there is a connection."""
         with self._sending:
             if self._connection is None:
                 self._waiting.append(word)
@@ -315,14 +324,22 @@ class Client:
         self._follower.end(why)
 
     def _meet(self) -> tuple[socket.socket, _Lines, list[Word]] | None:
-        """Look for rank 0 until it is found: a connection, and the first that it says."""
-        pause = LOOK_INTERVAL
+        """Look for rank 0 until it is found, or is known not to be there: a connection, and the first that it says."""
+        pause, since, found = LOOK_INTERVAL, time.monotonic(), None
         while not self._closing.is_set():
-            address = self._find()
-            for host in address.hosts if address else ():
-                met = self._greet(host, address) if address else None
+            before, found = found, self._find()
+            if found != before:
+                since = time.monotonic()
+            if isinstance(found, Departed):
+                self._follower.end("rank 0 has come to its end", complete=found.complete)
+                return None
+            for host in found.hosts if found else ():
+                met = self._greet(host, found) if found else None
                 if met is not None:
                     return met
+            if time.monotonic() - since > (REFUSED if found else ABSENCE):
+                self._follower.end("rank 0 cannot be reached" if found else "rank 0 has not come")
+                return None
             self._closing.wait(pause)
             pause = min(2 * pause, LOOK_LIMIT)
         return None
@@ -364,12 +381,12 @@ class Client:
                         return f"rank 0 does not take this process: {word.get('why')}"
                     answer = self._follower.receive(word)
                     if answer is not None:
-                        self._say(answer)
+                        self.say(answer)
                 if self._closing.is_set():
                     return "this process has come to its end"
                 if not told and (said := self._asked()) is not None:
                     told = True
-                    self._say({"w": "asked", **said})
+                    self.say({"w": "asked", **said})
                 words = ()
                 if selector.select(POLL_INTERVAL):
                     data = connection.recv(1 << 16)

@@ -25,7 +25,7 @@ def open_store(env: Environment, leave_by: Callable[[], float | None] = lambda: 
     if not env.store.startswith("s3://"):
         from trialkeeper.store.directory import DirectoryStore
 
-        return DirectoryStore(env.folder)
+        return DirectoryStore(env.folder, env.scratch, leave_by)
     try:
         from trialkeeper.store import keys, s3, wire
     except ImportError as missing:

@@ -10,16 +10,21 @@ from __future__ import annotations
 import os
 import posixpath
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_plus
 
 from trialkeeper import parallel
-from trialkeeper.store import AlreadyThere, Missing
+from trialkeeper.errors import CheckpointCorrupt
+from trialkeeper.manifest import SIZE_LIMIT, Entry
+from trialkeeper.store import AlreadyThere, Missing, Unreachable
+from trialkeeper.store.files import File, forget, inventory, newest_by_path, once, unchanged
 from trialkeeper.store.segments import Segments
-from trialkeeper.store.transfer import download, upload
+from trialkeeper.store.transfer import download, plan, upload
 from trialkeeper.store.wire import WORKERS, Refused, Wire, xml
 
 if TYPE_CHECKING:
@@ -97,10 +102,9 @@ class S3Store:
         return answer.body
 
     def list(self, prefix: str) -> list[str]:
-        return sorted(key for key, _ in self._objects(prefix))
+        return sorted(key for key, _, _ in self.sizes(prefix))
 
-    def _objects(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """(key, size) of all objects whose key begins with `prefix`."""
+    def sizes(self, prefix: str) -> Iterator[tuple[str, int, float]]:
         top = f"{self._folder}/"
         asked = {"list-type": "2", "encoding-type": "url", "prefix": top + prefix}
         while True:
@@ -110,7 +114,7 @@ class S3Store:
             for entry in page.iterfind("Contents"):
                 key = unquote_plus(entry.findtext("Key") or "")
                 if key.startswith(top + prefix):
-                    yield key[len(top) :], int(entry.findtext("Size") or 0)
+                    yield key[len(top) :], int(entry.findtext("Size") or 0), _time(entry.findtext("LastModified"))
             if page.findtext("IsTruncated") != "true":
                 return
             asked["continuation-token"] = page.findtext("NextContinuationToken") or ""
@@ -121,7 +125,7 @@ class S3Store:
         full = self._key(key)
         keys = [full, *(self._key(k) for k in self.list(f"{key}/"))]
         parallel.run((partial(self._wire.request, "DELETE", k, ready_for=(404,)) for k in keys), WORKERS)
-        shutil.rmtree(self._fetched(key), ignore_errors=True)
+        forget(self._fetched(key))
 
     # Lines.
 
@@ -135,46 +139,65 @@ class S3Store:
         for segment in reversed(self.list(f"{key}/")):
             yield from (line + b"\n" for line in reversed(self.get(segment).split(b"\n")[:-1]))
 
-    # Folders.
+    # Checkpoints.
 
-    def take(self, folder: Path, key: str) -> None:
+    def keep(self, folder: Path, key: str, older: Sequence[Entry]) -> Sequence[Entry]:
         top = self._key(key)
-        files = [
-            (Path(parent) / name, f"{top}/{(Path(parent) / name).relative_to(folder).as_posix()}")
-            for parent, _, names in os.walk(folder)
-            for name in names
-        ]
-        for path, full in files:
-            if not _fits(full):
-                raise ValueError(f"checkpoint: a bucket cannot hold a file called {path.name[:80]!r}")
-        upload(self._wire, files)
+        files = inventory(folder)
+        for file in files:
+            if not _fits(f"{top}/{file.path}"):
+                raise ValueError(f"checkpoint: a bucket cannot hold a file called {file.local.name[:80]!r}")
+            if file.size > SIZE_LIMIT:
+                raise ValueError(f"checkpoint: {file.path} is larger than a bucket's objects may be (5 TiB)")
+        entries = self._reused(files, newest_by_path(older))
+        uploads = plan([file for file in files if file.path not in entries], key)
+        upload(self._wire, self._folder, uploads)
+        entries.update((entry["path"], entry) for sent in uploads for entry in sent.entries())
         shutil.rmtree(folder, ignore_errors=True)
+        return [entries[file.path] for file in files]
+
+    def _reused(self, files: Sequence[File], older: Mapping[str, Entry]) -> dict[str, Entry]:
+        """By path, the entries of unchanged files whose bytes are still there."""
+        same: dict[str, Entry] = {}
+
+        def compare(file: File) -> None:
+            if unchanged(file, older[file.path]):
+                same[file.path] = {**older[file.path], "mode": file.mode}
+
+        parallel.run((partial(compare, file) for file in files if file.path in older), WORKERS)
+        folders = {"/".join(entry["key"].split("/")[:2]) for entry in same.values()}
+        there = {key: size for folder in folders for key, size, _ in self.sizes(f"{folder}/")}
+        return {p: e for p, e in same.items() if there.get(e["key"], -1) >= e["offset"] + e["size"]}
 
     def _fetched(self, key: str) -> Path:
         return self._scratch / "fetched" / key
 
-    def folder(self, key: str) -> Path:
+    def fetch(self, key: str, files: Sequence[Entry]) -> Path:
         self._key(key)
-        there = self._fetched(key)
-        if there.is_dir():
-            return there
-        objects = list(self._objects(f"{key}/"))
-        if not objects:
-            raise Missing(key)
-        half = there.with_name(f"{there.name}.{os.getpid()}-{os.urandom(4).hex()}")
-        try:
-            download(
-                self._wire,
-                [(f"{self._folder}/{name}", size, _inside(half, name[len(key) + 1 :])) for name, size in objects],
-            )
-            os.rename(half, there)
-        except OSError:
-            if not there.is_dir():
+        place = self._fetched(key)
+        for entry in files:
+            if not _fits(f"{self._folder}/{entry['key']}"):
+                raise CheckpointCorrupt(f"{entry['key'][:80]!r} cannot be an object's key")
+
+        def work() -> None:
+            try:
+                download(self._wire, self._folder, place, files)
+            except Unreachable:
+                raise  # what is here by now need not come again
+            except BaseException:
+                forget(place)
                 raise
-            # Another process of this pod was faster.
-        finally:
-            shutil.rmtree(half, ignore_errors=True)
-        return there
+
+        once(place, place, files, work, self._wire.out_of_time)
+        return place
+
+
+def _time(text: str | None) -> float:
+    """Seconds since the epoch; a store that says none is taken to have written it now, so that nobody thinks it old."""
+    try:
+        return datetime.fromisoformat((text or "").replace("Z", "+00:00")).timestamp()
+    except ValueError:
+        return time.time()
 
 
 def _fits(key: str) -> bool:
@@ -183,13 +206,6 @@ def _fits(key: str) -> bool:
         return len(key.encode()) <= KEY_LIMIT and not any(c < " " or c == "\x7f" for c in key)
     except UnicodeEncodeError:
         return False
-
-
-def _inside(folder: Path, name: str) -> Path:
-    path = Path(os.path.normpath(folder / name))
-    if not path.is_relative_to(folder) or path == folder:
-        raise Refused(f"{name!r} would lie outside of the checkpoint")
-    return path
 
 
 if TYPE_CHECKING:
