@@ -47,7 +47,9 @@ class Fake:
 
     honest: bool = False  # whether If-None-Match is honoured
     page: int = 1000
-    written: str = "2026-01-02T03:04:05.678Z"  # when all objects were
+    swallow: bool = False  # whether bodies of parts are read and dropped, and their sizes kept
+    swallowed: list[int] = field(default_factory=list)
+    modified: str = "2026-11-24T12:00:00.000Z"  # of every object
     objects: dict[str, tuple[bytes, dict[str, str]]] = field(default_factory=dict)
     uploads: dict[str, dict[int, bytes]] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
@@ -118,10 +120,16 @@ class Fake:
         after = query.get("continuation-token", "")
         keys = [k for k in sorted(self.objects) if k.startswith(query.get("prefix", "")) and k > after]
         shown = keys[: self.page]
+        start, delimiter = len(query.get("prefix", "")), query.get("delimiter")
+        folders = {k[: k.index("/", start) + 1] for k in shown if delimiter and "/" in k[start:]}
         entries = "".join(
             f"<Contents><Key>{escape(quote(k))}</Key><Size>{len(self.objects[k][0])}</Size>"
-            f"<LastModified>{self.written}</LastModified></Contents>"
+            f"<LastModified>{escape(self.modified)}</LastModified></Contents>"
             for k in shown
+            if not delimiter or "/" not in k[start:]
+        )
+        entries += "".join(
+            f"<CommonPrefixes><Prefix>{escape(quote(f))}</Prefix></CommonPrefixes>" for f in sorted(folders)
         )
         more = len(keys) > len(shown)
         token = f"<NextContinuationToken>{escape(shown[-1])}</NextContinuationToken>" if more else ""
@@ -146,12 +154,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         parts = urlsplit(self.path)
         bucket, _, key = unquote(parts.path).lstrip("/").partition("/")
+        query = dict(parse_qsl(parts.query, keep_blank_values=True))
         request = Request(
             self.command,
             key,
-            dict(parse_qsl(parts.query, keep_blank_values=True)),
+            query,
             {name.lower(): value for name, value in self.headers.items()},
-            self.rfile.read(int(self.headers.get("Content-Length") or 0)),
+            self._body(dropped=self.fake.swallow and "partNumber" in query),
         )
         with self.fake.lock:
             self.fake.requests.append(request)
@@ -165,6 +174,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(*self.fake.answer(request))
         else:
             self._misbehave(fault, request)
+
+    def _body(self, *, dropped: bool) -> bytes:
+        size = int(self.headers.get("Content-Length") or 0)
+        if not dropped:
+            return self.rfile.read(size)
+        self.fake.swallowed.append(size)
+        while size:
+            size -= len(self.rfile.read(min(size, 1 << 20)))
+        return b""
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve
 

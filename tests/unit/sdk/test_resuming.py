@@ -21,9 +21,7 @@ from trialkeeper import contract, environment, history, manifest, saving
 from trialkeeper.store.directory import DirectoryStore
 
 UNTIL = "for i in range(start, 9):\n    trialkeeper.report({'loss': 1.0 / (i + 1)}, checkpoint=save)\n"
-KILLED_AT = (
-    UNTIL + "    if trialkeeper.get_context().attempt == 1 and i == 4: trialkeeper.flush(); os.kill(os.getpid(), 9)\n"
-)
+KILLED_AT = UNTIL + "    if trialkeeper.get_context().attempt == 1 and i == 4: die()\n"
 
 
 @pytest.fixture
@@ -46,11 +44,7 @@ def test_an_attempt_goes_on_after_its_checkpoint(place: Place) -> None:
 
 def test_losses_of_several_attempts_add_up(place: Place) -> None:
     place.settings["checkpoint"] = {"frequency": 4}
-    script = (
-        SAVING
-        + UNTIL
-        + "    if i - start == trialkeeper.get_context().attempt: trialkeeper.flush(); os.kill(os.getpid(), 9)\n"
-    )
+    script = SAVING + UNTIL + "    if i - start == trialkeeper.get_context().attempt: die()\n"
     for attempt in (1, 2, 3, 4):
         place.run(script, attempt)
     raw = sum(len(place.rows(a)) for a in (1, 2, 3, 4, 5))
@@ -290,8 +284,7 @@ def test_results_are_durable_before_the_manifest_and_the_fence_is_looked_at_befo
         def sync(self) -> None:
             calls.append("sync")
 
-        def nudge(self) -> None:
-            calls.append("nudge")
+        remote, size = False, 0
 
     env = environment.read({"TRIALKEEPER_STORE": tmp_path.as_uri(), "TRIALKEEPER_ATTEMPT": "1"})
     folder = tmp_path / "made"

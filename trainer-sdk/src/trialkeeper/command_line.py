@@ -12,6 +12,7 @@ GROUP = "trialkeeper.commands"
 SUMMARIES = {  # so that `--help` loads no command
     "run": "Run an experiment on this machine, and resume it.",
     "drill": "Kill a trainer a few times and say whether it resumes.",
+    "sweep": "Take away what nobody needs from a store.",
     "snapshot": "Show what an experiment's snapshot holds.",
 }
 USAGE_ERROR = 2

@@ -16,7 +16,7 @@ from trialkeeper.store.address import check, path_of
 
 PLAIN_STORE = "trialkeeper-store"
 ENV_PLAIN = "TRIALKEEPER_PLAIN"  # set by a plain run for its workers: attempt:folder
-DEFAULT_MTBF = 6 * 3600.0
+DEFAULT_MTBF = contract.PRIOR_MTBF_SECONDS
 DEFAULT_GRACE = 30.0  # as Kubernetes has it
 PLAIN_PATIENCE = 120.0  # seconds for a plain run's rank 0 to tell its folder
 
@@ -44,6 +44,7 @@ class Environment:
     base: tuple[str, ...] = ()  # inherited checkpoints that the first attempt may begin from, the nearest first
     hold: int = 0  # the iteration at which this attempt waits for the drill's kill, 0 for none
     grace: float = DEFAULT_GRACE  # seconds from SIGTERM to SIGKILL
+    scratch_bytes: int = 0  # that may lie in `scratch`, 0: not known
     store_ca: str = ""
     report_ca: str = ""
     token_file: Path | None = None
@@ -154,6 +155,7 @@ def read(env: Mapping[str, str], *, worker: bool = False) -> Environment:
         base=_bases(env),
         hold=_hold(env),
         grace=_number(env, contract.ENV_GRACE_SECONDS, DEFAULT_GRACE),
+        scratch_bytes=max(0, _whole(env, contract.ENV_SCRATCH_BYTES, 0)),
         store_ca=env.get(contract.ENV_STORE_CA, ""),
         report_ca=env.get(contract.ENV_REPORT_CA, ""),
         token_file=Path(env[contract.ENV_TOKEN_FILE]) if env.get(contract.ENV_TOKEN_FILE) else None,

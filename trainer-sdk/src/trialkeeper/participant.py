@@ -37,7 +37,7 @@ class Participant:
         self.session, self.env = current, current.env
         self._rank_zero: Follow = current.follows
         self.store = open_store(self.env, current.leave_by)
-        self._saves = Saves(current, settings.parse(self.env.settings).policy, lambda _: None, self._heard)
+        self._saves = Saves(current, settings.parse(self.env.settings), self._heard)
         self._base: Checkpoint | None = None
         self._exit: Callable[[], SystemExit] | None = None
         self._save: Save | None = None

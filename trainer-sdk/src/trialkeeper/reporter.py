@@ -50,7 +50,7 @@ class Reporter:
         self.store = open_store(env, current.leave_by)
         self._results: Appender = self.store.append(contract.results_key(env.attempt))
         given = settings.parse(env.settings)
-        self._saves = Saves(current, given.policy, lambda _: None, self._heard)
+        self._saves = Saves(current, given, self._heard)
         self._rules = given.rules
         self._objectives = [o.get("metric", "") for o in env.settings.get("objectives") or []]
         self._stop_on_non_finite = env.settings.get("onNonFinite", "Stop") == "Stop"
@@ -216,6 +216,8 @@ class Reporter:
             return
         given = self.session.new_settings.popleft()
         self._rules, self._saves.schedule.policy = given.rules, given.policy
+        self._saves.keep = given.retention
+        self._saves.schedule.mtbf = self._saves.schedule.mtbf if given.mtbf is None else given.mtbf
         self._tally.judge_plateau(given.rules.plateau)
 
     def _count(self, flat: Mapping[str, float | int]) -> None:

@@ -7,6 +7,7 @@ one ended begins from that one's prefix, and keeps everything of its own under i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trialkeeper import contract, history, manifest, session
+from trialkeeper import contract, history, manifest, retention, session
 from trialkeeper.checkpoint import Checkpoint
 from trialkeeper.contract import CheckpointRef, Resumed
 from trialkeeper.environment import Environment
@@ -25,6 +26,7 @@ from trialkeeper.store.opening import open_at
 
 NEWEST = 10**6  # an attempt that is later than all
 PATIENCE = 120.0  # seconds for a store to come back before a trainer that asked for its checkpoint fails
+LOOKS = 3  # at what there is, if something goes that was just there: a checkpoint is deleted when newer ones have come
 PAUSE = 5.0  # seconds between two such questions
 
 
@@ -120,16 +122,48 @@ def _donors(env: Environment, root: tuple[str, int, int] | None) -> list[tuple[s
     return [root, *further]
 
 
-def newest(store: Store, env: Environment, vouched: Vouched = _trusting) -> tuple[Checkpoint, str] | None:
+def _newest(
+    store: Store, env: Environment, *, hold: bool, vouched: Vouched = _trusting
+) -> tuple[Checkpoint, str] | None:
     """The newest whole checkpoint that an attempt may see, and its name; what is broken is passed over and told.
 
-    `vouched`: whether some ranks in other pods have their parts of it.
+    With `hold` it is pinned, for the time until this attempt has claimed it and has something of its own. `vouched`:
+    whether some ranks in other pods have their parts of it.
 
     :raises OSError: if a store cannot be reached.
     :raises WorldSizeChanged: as `load`.
     """
+    broken: set[str] = set()
+    pins: dict[str, tuple[Store, str]] = {}
+    try:
+        for looks_left in reversed(range(LOOKS)):
+            found = _looked(store, env, broken, pins if hold else None, vouched, last=not looks_left)
+            if found is not None:
+                pins.pop(found[1], None)
+                return found
+        return None
+    finally:
+        for place, key in pins.values():
+            with contextlib.suppress(OSError):  # the sweep takes away what is left of it
+                place.delete(key)
+
+
+def _looked(
+    store: Store,
+    env: Environment,
+    broken: set[str],
+    pins: dict[str, tuple[Store, str]] | None,
+    vouched: Vouched,
+    *,
+    last: bool,
+) -> tuple[Checkpoint, str] | None:
+    """One look; None if nothing was found, or if something went while it was looked at: unless it is the `last`."""
     for place, key, name in candidates(store, env):
+        if name in broken:
+            continue
         try:
+            if pins is not None and not _held(place, env, key, name, pins) and not last:
+                return None
             found = load(place, key, env)
             elsewhere = shards.elsewhere(found.manifest, env)
             if not elsewhere or vouched(name, elsewhere):
@@ -137,9 +171,35 @@ def newest(store: Store, env: Environment, vouched: Vouched = _trusting) -> tupl
             raise CheckpointCorrupt("another pod has not its part of it whole")
         except (Unreachable, shards.Unvouched):
             raise  # whether it is whole nobody knows: to pass it over might be to start over
-        except (CheckpointCorrupt, Missing, OSError, KeyError, TypeError) as broken:
-            session.warn(f"checkpoint {name} is passed over, an older one is tried: {broken}")
+        except Missing as gone:
+            if not last:
+                return None
+            session.warn(f"checkpoint {name} is passed over, an older one is tried: {gone}")
+        except (CheckpointCorrupt, OSError, KeyError, TypeError) as why:
+            broken.add(name)
+            session.warn(f"checkpoint {name} is passed over, an older one is tried: {why}")
     return None
+
+
+def _held(place: Store, env: Environment, key: str, name: str, pins: dict[str, tuple[Store, str]]) -> bool:
+    """Pin a checkpoint; False if somebody had begun to delete it before, so that there ought to be a newer one."""
+    found = contract.parse_manifest_key(key)
+    assert found is not None  # a candidate's key
+    try:
+        pins[name] = place, retention.pin(place, env, found)
+    except OSError as error:
+        session.warn(f"checkpoint {name} could not be pinned, and may be deleted before it is read: {error}")
+        return True
+    return found not in retention.doomed(place)
+
+
+def newest(store: Store, env: Environment) -> tuple[Checkpoint, str] | None:
+    """The newest whole checkpoint that an attempt may see, and its name.
+
+    :raises OSError: if a store cannot be reached.
+    :raises WorldSizeChanged: as `load`.
+    """
+    return _newest(store, env, hold=False)
 
 
 def named(store: Store, env: Environment, name: str) -> Checkpoint:
@@ -158,7 +218,7 @@ def begin(store: Store, env: Environment, *, asked: bool, vouched: Vouched = _tr
     :raises Superseded: if a later attempt has begun.
     :raises OSError: if the store cannot be read.
     """
-    base = newest(store, env, vouched) if asked else None
+    base = _newest(store, env, hold=True, vouched=vouched) if asked else None
     attempts = history.records(store)
     if not asked and next(candidates(store, env), None) is not None:
         session.warn(

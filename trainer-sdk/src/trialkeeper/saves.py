@@ -10,22 +10,22 @@ import errno
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from trialkeeper import due, leaving, resuming, saving, session, signals
+from trialkeeper import due, leaving, resuming, retention, saving, session, signals
 from trialkeeper.checkpoint import Checkpoint
 from trialkeeper.contract import CheckpointRef
 from trialkeeper.manifest import Progress
 from trialkeeper.ranks import shards
 from trialkeeper.saving import Save
+from trialkeeper.settings import Settings
 from trialkeeper.store import Denied, Unreachable
 from trialkeeper.upload.messages import Answer, Committed, Dropped, Failed, Fenced, Refused, Synced
 from trialkeeper.upload.uploader import Uploader
 
 ON_ITS_WAY = 2  # saves at most: one in hand, one waiting
 LISTEN = 0.2  # seconds for which answers are awaited at once, so that a signal is noticed
-Score = Callable[[Mapping[str, Any]], float | None]  # of a checkpoint's metrics, higher is better, None is worst
 REPLACEABLE = frozenset({"periodic", "asked"})
 
 
@@ -83,11 +83,10 @@ class _Sent:
 class Saves:
     """The saves of one attempt. Whoever calls holds the session's lock."""
 
-    def __init__(self, current: session.Session, policy: due.Policy, score: Score, news: Callable[[], None]) -> None:
+    def __init__(self, current: session.Session, given: Settings, news: Callable[[], None]) -> None:
         self._session, self._env = current, current.env
-        self.schedule = due.Schedule(policy, current.env.mtbf)
-        self.score = score
-        self.keep: Mapping[str, Any] = {}
+        self.schedule = due.Schedule(given.policy, current.env.mtbf)
+        self.keep = given.retention
         self.counts = Counts()
         self.uploader = Uploader(current.env, news)
         self.base: str | None = None
@@ -230,14 +229,14 @@ class Saves:
             reported=head.reported,
             instead=self._replaceable(),
             claim=self.claim,
-            keep=self.keep,
+            keep=asdict(self.keep),
             base=self.base,
             nonce=nonce,
             resharding=resharding,
         )
 
     def _is_best(self, metrics: Mapping[str, Any]) -> bool:
-        score = self.score(metrics)
+        score = retention.score(metrics, self.keep)
         if score is None or (self._best is not None and score <= self._best):
             return False
         self._best = score

@@ -149,9 +149,9 @@ def commit(
     resharding: bool = False,
     leave_by: Callable[[], float | None] = lambda: None,
 ) -> Committed:
-    """Make a folder a checkpoint of this attempt at `progress`.
+    """Make a folder a checkpoint of this attempt at `progress`; `reported` is when its iteration was.
 
-    `reported` is when its iteration was. If it cannot be done, the folder is left as it is, where that can be.
+    The folder is left as it is, for its owner to remove or to try again.
 
     `older`: entries of committed checkpoints of this prefix, the newest first, whose files need not be stored again.
     `nonce`: what the other ranks know the save by, if there are any, whose parts are waited for until `leave_by`.

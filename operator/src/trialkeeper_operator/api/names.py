@@ -32,6 +32,7 @@ OBJECT_NAME_LIMIT = 253
 BUCKET = r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$"
 ENDPOINT = r"^https?://[^/?#@ ]+$"
 FOLDER = r"^/[^:]*$"
+QUANTITY = r"^[1-9][0-9]{0,14}([.][0-9]{1,3})?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"  # of bytes, as Kubernetes writes it
 
 TRIALS_LIMIT = 10_000  # trials of an experiment
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trialkeeper import contract
 from trialkeeper_operator.serve.settings import StoreSettings
 
 if TYPE_CHECKING:
@@ -41,7 +42,11 @@ class Keys:
 
 
 def policy(bucket: str, own: str, readable: Sequence[str] = ()) -> str:
-    """May do everything below `own`, and read below each of `readable`; prefixes without a slash at the end."""
+    """May do everything below `own`, and read below each of `readable`; prefixes without a slash at the end.
+
+    Below each of `readable` it may put and delete pins of its own, see `contract.pin_key`: a trial's folder has
+    five digits.
+    """
     objects = f"arn:aws:s3:::{bucket}/"
     everything = ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"]
     everything += ["s3:ListMultipartUploadParts"]
@@ -58,6 +63,8 @@ def policy(bucket: str, own: str, readable: Sequence[str] = ()) -> str:
     if readable:
         only = [f"{objects}{prefix}/*" for prefix in readable]
         statements.append({"Effect": "Allow", "Action": ["s3:GetObject"], "Resource": only})
+        pins = [f"{objects}{prefix}/?????/{contract.pins_of(own)}*" for prefix in readable]
+        statements.append({"Effect": "Allow", "Action": ["s3:PutObject", "s3:DeleteObject"], "Resource": pins})
     return json.dumps({"Version": "2012-10-17", "Statement": statements})
 
 

@@ -138,7 +138,8 @@ class Replica:
             raise failed.exceptions[0] from None
 
     async def _lead(self, tasks: asyncio.TaskGroup) -> None:
-        claims = self.claims = Claims(self.kube, f"{self.place.namespace}/{self.settings.lease}")
+        identity, listed = f"{self.place.namespace}/{self.settings.lease}", bool(self.settings.watch_namespaces)
+        claims = self.claims = Claims(self.kube, identity, listed=listed)
         for namespace in self.settings.watch_namespaces:
             await claims.serves(namespace)
         telling = Telling(self.kube, self.metrics, time.time)

@@ -101,7 +101,8 @@ class Store(Protocol):
     def keep(self, folder: Path, key: str, older: Sequence[Entry]) -> Sequence[Entry]:
         """Take the files of a local folder under data key `key`; what the manifest says of each of them.
 
-        They are durable on return, and the given folder is gone, or must not be used again. `older`: entries of
+        They are durable on return. The given folder is left alone, but its files must not be changed any more: the
+        store's may be the same. `older`: entries of
         committed checkpoints of this prefix, the newest first; a file with the content of one is not stored again.
 
         :raises ValueError: if the folder cannot be a checkpoint.

@@ -6,7 +6,7 @@ would overwrite silently, an exclusive open would show a file that is still bein
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -155,7 +155,9 @@ class DirectoryStore:
 
             shutil.rmtree(path, ignore_errors=True)
         else:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+                fsync_folder(path.parent)  # a manifest must not come back without its data
 
     def append(self, key: str) -> Lines:
         return Lines(self._path(key))
@@ -181,10 +183,12 @@ class DirectoryStore:
                     yield key, stat.st_size, max(stat.st_mtime, stat.st_ctime)
 
     def keep(self, folder: Path, key: str, older: Sequence[Entry]) -> Sequence[Entry]:
+        import shutil
+
         files = inventory(folder)
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        _move(folder, path)
+        shutil.copytree(folder, path, copy_function=_placed)
         known = newest_by_path(older)
 
         def store(file: File) -> None:
@@ -236,18 +240,12 @@ class DirectoryStore:
         return path
 
 
-def _move(folder: Path, path: Path) -> None:
-    """Rename a folder, or copy it if it is in another file system; blocks are shared where the file system can."""
+def _placed(source: str, target: str) -> None:
+    """Give a file a second name, or copy it if it is in another file system."""
     try:
-        os.rename(folder, path)
-        return
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-    import shutil
-
-    shutil.copytree(folder, path, copy_function=_copy)
-    shutil.rmtree(folder, ignore_errors=True)
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        _copy(source, target)
 
 
 def _copy(source: str, target: str) -> None:

@@ -283,10 +283,10 @@ def _fetch(wire: Wire, key: str, span: Sequence[_Piece], half: set[Path]) -> Non
     """Pieces of an object to where they belong; what comes wrong is asked for once more."""
     wanted = [piece for piece in span if piece.path not in half or not _whole(piece)]
     for _ in range(2):
-        if not wanted:
-            return
-        wanted = _receive(wire, key, wanted)
-    raise CheckpointCorrupt(f"{wanted[0].path.name} is not what was written")
+        if wanted:
+            wanted = _receive(wire, key, wanted)
+    if wanted:
+        raise CheckpointCorrupt(f"{wanted[0].path.name} is not what was written")
 
 
 def _whole(piece: _Piece) -> bool:

@@ -14,15 +14,15 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from trialkeeper import contract, manifest, resuming, saving
+from trialkeeper import contract, manifest, resuming, retention, saving, session
 from trialkeeper.contract import CheckpointRef
 from trialkeeper.environment import Environment
 from trialkeeper.errors import CheckpointCorrupt, StaleAttempt
-from trialkeeper.manifest import Progress
+from trialkeeper.manifest import Entry, Progress
 from trialkeeper.ranks import shards
 from trialkeeper.store import Appender, Denied, Missing, Store, Unreachable
 from trialkeeper.store.opening import open_store
@@ -48,8 +48,10 @@ class Process:
         self._failures = 0
         self._not_before = 0.0
         self._claimed = False
-        self._older: list[Any] = []  # file entries of the newest checkpoint that this process knows
+        self._older: Sequence[Entry] | None = None  # files of the newest checkpoint, None: to be asked
         self._last: str | None = None  # the manifest of the last save that this rank has kept its part of
+        self._known: dict[str, retention.Committed] = {}  # manifests that retention has read
+        self._unscored_said = False
         self.leave_by: float | None = None
 
     # From the trainer.
@@ -146,6 +148,7 @@ class Process:
         self._failures = 0
         self._done(save)
         self._say(Committed(save.number, reference, time.monotonic() - start, sent))
+        self._prune(save)
 
     def _done(self, save: Save) -> None:
         with self._news:
@@ -178,6 +181,9 @@ class Process:
             self._claimed = True
         if save.again and (there := self._committed_before(store, save)) is not None:
             return there, 0
+        if self._older is None:
+            self._older = saving.committed_files(store)
+        size = results.size
         done = saving.commit(
             store,
             self._env,
@@ -193,9 +199,21 @@ class Process:
             resharding=save.resharding,
             leave_by=lambda: self.leave_by,
         )
-        self._older = list(done.body["files"])
-        self._say(Synced(results.size))
-        return done.reference, sum(entry["size"] for entry in done.body["files"])
+        self._older = done.body["files"]
+        self._say(Synced(size))
+        own = f"{done.body['data']}/"
+        return done.reference, sum(entry["size"] for entry in self._older if entry["key"].startswith(own))
+
+    def _prune(self, save: Save) -> None:
+        """Delete what need not be kept any more; not while the trainer waits for what is still to be sent."""
+        store, _ = self._opened()
+        if self._env.rank > 0 or save.keep is None or self.leave_by is not None or len(self._waiting) > 1:
+            return
+        policy = retention.Policy(**save.keep)
+        done = retention.prune(store, self._env, policy, save.base, self._known)
+        if done.unscored and not self._unscored_said:
+            self._unscored_said = True
+            session.warn(f"checkpoints cannot be ranked by {done.unscored!r}, which is not among the reported metrics")
 
     def _announce_failure(self, save: Save) -> None:
         """Spare rank 0's upload process the wait."""
@@ -207,9 +225,11 @@ class Process:
         """Make another rank's part of a save durable, and say so to rank 0's upload process."""
         env = self._env
         data, key = shards.data_of(env, save.iteration, save.nonce), contract.manifest_key(env.attempt, save.iteration)
+        if self._older is None:
+            self._older = saving.committed_files(store)
         if self._last is not None:
             with contextlib.suppress(Missing, CheckpointCorrupt):  # what was not committed must not be referred to
-                self._older = list(manifest.decode(store.get(self._last))["files"])
+                self._older = manifest.decode(store.get(self._last))["files"]
         entries = shards.keep(store, Path(save.folder), data, env.rank, self._older)
         shards.announce(store, data, env.rank, entries, resharding=save.resharding)
         self._last = key
