@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from trialkeeper.manifest import Entry
 from trialkeeper.store import AlreadyThere, Appender, Missing, Store
 
 
@@ -143,10 +144,13 @@ class MemoryStore:
     def append(self, key: str) -> Appender:
         raise NotImplementedError
 
-    def take(self, folder: Path, key: str) -> None:
+    def sizes(self, prefix: str) -> Iterator[tuple[str, int, float]]:
+        return ((key, len(self.get(key)), 0.0) for key in self.list(prefix))
+
+    def keep(self, folder: Path, key: str, older: Sequence[Entry]) -> Sequence[Entry]:
         raise NotImplementedError
 
-    def folder(self, key: str) -> Path:
+    def fetch(self, key: str, files: Sequence[Entry]) -> Path:
         raise NotImplementedError
 
 

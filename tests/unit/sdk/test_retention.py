@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import manifests
 from fake_s3 import fake_s3
 from interleaving import Actor, MemoryStore, Stepping, here, shuffled
 from minio_server import KEYS
@@ -176,27 +177,22 @@ class Story:
         """As `saving.commit` does it; half of the time a file is one of an older checkpoint's objects."""
         data = contract.data_key(env.attempt, iteration, f"{self.chance.getrandbits(32):08x}")
         store.put_new(f"{data}/w", b"w")
-        files = [{"path": "w", "size": 1, "mode": 0o644, "sha256": [], "key": f"{data}/w", "offset": 0}]
+        files = [manifests.entry("w", key=f"{data}/w")]
         older = [key for key in store.list("manifests/") if key.startswith(f"manifests/a{env.attempt:06d}")][-2:]
         older += [base] if base and contract.parse_manifest_key(base) else []
         if older and self.chance.random() < 0.5:
             there = retention.read(store, self.chance.choice(older))
             shared = sorted(there.objects) if there is not None else []
-            files += [{"path": str(n), "size": 1, "key": key} for n, key in enumerate(shared)]
+            files += [manifests.entry(str(n), key=key) for n, key in enumerate(shared)]
         if max(history.records(store)) > env.attempt:
             return False
-        body = {
-            "v": contract.VERSION,
-            "attempt": env.attempt,
-            "iteration": iteration,
-            "step": None,
-            "reported": 1.0,
-            "kind": "directory",
-            "reason": "periodic",
-            "metrics": {"loss": self.chance.choice([1.0, 2.0, 3.0, "NaN"])},
-            "files": files,
-            "data": data,
-        }
+        body = manifests.body(
+            attempt=env.attempt,
+            iteration=iteration,
+            metrics={"loss": self.chance.choice([1.0, 2.0, 3.0, "NaN"])},
+            files=files,
+            data=data,
+        )
         try:
             store.put_new(contract.manifest_key(env.attempt, iteration), manifest.encode(body))
         except AlreadyThere:

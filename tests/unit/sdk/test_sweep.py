@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import manifests
 from fake_s3 import Fault, fake_s3
 from minio_server import KEYS
 from stores import environment_of
@@ -57,11 +58,9 @@ def checkpoint(
     """A committed checkpoint of so many bytes of its own; its data key."""
     store, data = tree.at(trial), contract.data_key(number, iteration, "0a")
     store.put_new(f"{data}/deep/w", b"w" * size)
-    files = [{"path": f"deep/{n}", "key": key} for n, key in enumerate((f"{data}/deep/w", *refers))]
-    body = {
-        "v": contract.VERSION, "attempt": number, "iteration": iteration, "metrics": {"loss": loss},
-        "reason": "periodic", "files": files, "data": data,
-    }  # fmt: skip
+    keys = [(f"{data}/deep/w", size), *((key, 1) for key in refers)]
+    files = [manifests.entry(f"deep/{n}", length, key=key) for n, (key, length) in enumerate(keys)]
+    body = manifests.body(attempt=number, iteration=iteration, metrics={"loss": loss}, files=files, data=data)
     store.put_new(contract.manifest_key(number, iteration), manifest.encode(body))
     return data
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from trialkeeper.leaving import Preemption
     from trialkeeper.reporting import checkpoint_dir, checkpoint_due, flush, get_checkpoint, preemption, report
+    from trialkeeper.results import open_results
     from trialkeeper.saves import FlushResult
 
 __version__ = "0.1.0"
@@ -49,6 +50,7 @@ __all__ = (
     "get_checkpoint",
     "get_context",
     "get_params",
+    "open_results",
     "preemption",
     "report",
 )
@@ -72,6 +74,7 @@ _HOMES = {
     "get_checkpoint": "reporting",
     "get_context": "context",
     "get_params": "context",
+    "open_results": "results",
     "report": "reporting",
 }
 

@@ -255,9 +255,9 @@ class Reporter:
         why = self._saves.why(self._tally.iteration, stopped=stopped)
         if going:
             way = self._saves.way_out()
-            why = None if way == "finish" else "preempted"
+            why = None if way == "finish" and not ready else "preempted"
             if way == "replace":
-                self._saves.uploader.give_up()
+                self._saves.give_up()
         elif why is None and (ready or forced):
             why = "asked"
         if ready and not self._asked_when:

@@ -284,6 +284,11 @@ def _begun(env: Environment, found: tuple[Checkpoint, str] | None, lost: int, be
         "time": now,
         "lostIterations": lost,
         "lostBefore": before,
+        # Whose all this is, so that a bucket alone tells the whole story.
+        "trial": env.trial,
+        "experiment": env.experiment,
+        "parameters": dict(env.parameters),
+        "objectives": env.settings.get("objectives") or [],
     }
     return Begun(base, reference, resumed, record)
 

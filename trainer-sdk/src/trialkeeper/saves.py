@@ -178,6 +178,14 @@ class Saves:
             sending += per_save * (len(self.uploader.outstanding) - 1)
         return leaving.way_out(by - now, leaving.InHand(sending, stall + (upload or 0.0)))
 
+    def give_up(self) -> None:
+        """Forget what is on its way, for the sake of what comes now."""
+        for number, save in self.uploader.outstanding.items():
+            self.counts.dropped += 1
+            self._sent.pop(number, None)
+            self.schedule.lost(save.iteration)
+        self.uploader.give_up()
+
     # How.
 
     def hand_over(

@@ -41,6 +41,7 @@ ACCEPTED = "Accepted"
 STALLED = "Stalled"
 SUCCEEDED = "Succeeded"
 SNAPSHOT_KEPT = "SnapshotKept"  # there only if it once could not be kept
+SWEPT = "Swept"  # there only if something is wanted that the operator has no keys for
 
 # Reasons of Accepted=False.
 INVALID = "Invalid"

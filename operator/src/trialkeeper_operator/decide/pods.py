@@ -31,13 +31,14 @@ _LOST_NODE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreach
 class Site:
     """What pods of a cluster are told: URLs of the store and of the report service, and PEM of whom to trust there.
 
-    Whatever is empty is not offered.
+    Whatever is empty is not offered. `swept`: the operator itself sweeps that store.
     """
 
     store: str = ""
     store_ca: str = ""
     report: str = ""
     report_ca: str = ""
+    swept: bool = False
 
     def environment(self) -> dict[str, str]:
         """The variables of every trainer."""

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from trialkeeper.store.address import check
+
 if TYPE_CHECKING:
     from trialkeeper.environment import Environment
     from trialkeeper.store.tree import Tree
@@ -33,9 +35,10 @@ def seconds(text: str) -> float:
 def url_of(place: str) -> str:
     """The URL of a store: of a bucket as it is, of a folder the store in it.
 
-    :raises ValueError: if there is no such folder.
+    :raises ValueError: if there is no such folder, or it is no store's URL.
     """
     if "://" in place:
+        check(place)
         return place
     folder = Path(place).resolve()
     if not folder.is_dir():

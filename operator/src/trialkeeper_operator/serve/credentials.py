@@ -90,7 +90,7 @@ class Credentials:
         if not self.bucket_made:
             raise NoKeys(f"the bucket {self._store.bucket} is not made yet")
         if not self._store.sts:
-            return Keys(*_pair(self._store.credentials_dir))
+            return Keys(*pair(self._store.credentials_dir))
         wanted = (own, *sorted(readable))
         async with self._locks.setdefault(wanted, asyncio.Lock()):
             kept = self._kept.get(wanted)
@@ -109,7 +109,7 @@ class Credentials:
         from minio.credentials.providers import AssumeRoleProvider
 
         assert self._store.credentials_dir is not None
-        access, secret = _pair(self._store.credentials_dir)
+        access, secret = pair(self._store.credentials_dir)
         try:
             provider = AssumeRoleProvider(
                 sts_endpoint=self._store.endpoint,
@@ -126,7 +126,11 @@ class Credentials:
         return Keys(made.access_key, made.secret_key, made.session_token or "", self._clock() + DURATION)
 
 
-def _pair(folder: Path) -> tuple[str, str]:
+def pair(folder: Path) -> tuple[str, str]:
+    """The store's own keys.
+
+    :raises NoKeys: if they cannot be read.
+    """
     try:
         return (folder / "access-key").read_text().strip(), (folder / "secret-key").read_text().strip()
     except OSError as missing:
@@ -150,7 +154,7 @@ def ensure_bucket(store: StoreSettings) -> None:
 
     if store.credentials_dir is None:
         return
-    access, secret = _pair(store.credentials_dir)
+    access, secret = pair(store.credentials_dir)
     host, secure = store.endpoint.split("://", 1)[-1].rstrip("/"), store.endpoint.startswith("https://")
     client: Minio = Minio(
         host, access_key=access, secret_key=secret, secure=secure, region=store.region, http_client=_pool(store)
