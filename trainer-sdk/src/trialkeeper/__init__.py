@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trialkeeper.checkpoint import Checkpoint
     from trialkeeper.context import Context, Params, get_context, get_params
-    from trialkeeper.errors import CheckpointCorrupt, StaleAttempt, TrialPreempted, TrialStopped
+    from trialkeeper.errors import (
+        CheckpointCorrupt,
+        RankZeroGone,
+        StaleAttempt,
+        TrialPreempted,
+        TrialStopped,
+        WorldSizeChanged,
+    )
     from trialkeeper.leaving import Preemption
     from trialkeeper.reporting import checkpoint_dir, checkpoint_due, flush, get_checkpoint, preemption, report
     from trialkeeper.results import open_results
@@ -32,9 +39,11 @@ __all__ = (
     "FlushResult",
     "Params",
     "Preemption",
+    "RankZeroGone",
     "StaleAttempt",
     "TrialPreempted",
     "TrialStopped",
+    "WorldSizeChanged",
     "checkpoint_dir",
     "checkpoint_due",
     "flush",
@@ -51,9 +60,11 @@ _HOMES = {
     "CheckpointCorrupt": "errors",
     "Context": "context",
     "Params": "context",
+    "RankZeroGone": "errors",
     "StaleAttempt": "errors",
     "TrialPreempted": "errors",
     "TrialStopped": "errors",
+    "WorldSizeChanged": "errors",
     "FlushResult": "saves",
     "Preemption": "leaving",
     "checkpoint_dir": "reporting",
