@@ -179,7 +179,7 @@ class S3Store:
 
         def serves(entry: Entry) -> bool:
             size = there.get(entry["key"], -1)
-            return entry["offset"] + entry["size"] <= size <= 2 * used[entry["key"]]
+            return bool(entry["offset"] + entry["size"] <= size <= 2 * used[entry["key"]])
 
         return {path: entry for path, entry in same.items() if serves(entry)}
 
