@@ -1,7 +1,8 @@
 """What a checkpoint costs, next to what the same bytes cost without us.
 
 A MinIO on this machine. Each case runs in a fresh process, several rounds, all cases of a group one after the other in
-each; a ratio is the median of the rounds' ratios. The last line is one JSON object.
+each; a ratio is the median of the rounds' ratios, of that half of the rounds in which other processes used the machine
+least (`foreign`: cores). The last line is one JSON object.
 
     python benchmarks/checkpoint.py [--rounds 5] [--mib 1024] [--only upload download ...]
 """
@@ -39,6 +40,7 @@ from trialkeeper.store.s3 import S3Store
 MIB = 1 << 20
 PART = 16 * MIB
 CONNECTIONS = 4
+IDLE = 0.25  # CPU seconds in a second
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ class Place:
         return found
 
     def client(self) -> Client:
-        return Client(urlsplit(bucket_of(self.url).endpoint).netloc, *KEYS.values(), secure=False)
+        access, secret = KEYS.values()
+        host = urlsplit(bucket_of(self.url).endpoint).netloc
+        return Client(host, access_key=access, secret_key=secret, secure=False)
 
     def folder(self, name: str, *files: Path) -> Path:
         """A folder that may be handed over, with links to files."""
@@ -79,15 +83,36 @@ Measured = dict[str, float]
 
 @contextmanager
 def measured(into: Measured) -> Iterator[None]:
-    """Seconds, and CPU seconds of this process and its children, of what is done inside."""
+    """What is done inside: its seconds, CPU seconds of this process and its children, and cores that others used."""
 
     def spent() -> float:
         both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         return sum(usage.ru_utime + usage.ru_stime for usage in both)
 
-    cpu, start = spent(), time.perf_counter()
+    servers = [path for path in Path("/proc").glob("[0-9]*") if _reads(path / "comm").strip() == "minio"]
+    cpu, all_cpu, served, start = spent(), _busy(), sum(map(_used, servers)), time.perf_counter()
     yield
     into["seconds"], into["cpu"] = time.perf_counter() - start, spent() - cpu
+    foreign = _busy() - all_cpu - (sum(map(_used, servers)) - served) - into["cpu"]
+    into["foreign"] = max(foreign / into["seconds"], 0.0)
+
+
+def _reads(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _busy() -> float:
+    """CPU seconds of the whole machine since it was started, and those that its host has taken."""
+    user, nice, system, _, _, irq, softirq, steal = map(int, _reads(Path("/proc/stat")).split("\n")[0].split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _used(process: Path) -> float:
+    fields = _reads(process / "stat").rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
 
 
 def put_raw(place: Place) -> Measured:
@@ -104,7 +129,10 @@ def put_raw(place: Place) -> Measured:
             tags = []
             with place.source.open("rb") as file:
                 for number in numbers:
-                    asked = {"partNumber": str(number + 1), "uploadId": upload_id}
+                    asked: dict[str, str | list[str] | tuple[str]] = {
+                        "partNumber": str(number + 1),
+                        "uploadId": upload_id,
+                    }
                     parts = urlsplit(client.get_presigned_url("PUT", name, key, extra_query_params=asked))
                     length = min(PART, size - number * PART)
                     connection.putrequest("PUT", f"{parts.path}?{parts.query}")
@@ -231,8 +259,9 @@ Results = dict[str, float]
 
 
 def _ratio(rounds: Rounds, ours: str, other: str) -> float:
-    """How many times as fast as another case."""
-    return statistics.median(r[other]["seconds"] / r[ours]["seconds"] for r in rounds)
+    """How many times as fast as another case, in the rounds in which others used this machine least."""
+    quiet = sorted(rounds, key=lambda r: max(r[ours]["foreign"], r[other]["foreign"]))[: (len(rounds) + 1) // 2]
+    return statistics.median(r[other]["seconds"] / r[ours]["seconds"] for r in quiet)
 
 
 def _median(rounds: Rounds, case: str, what: str) -> float:
@@ -247,6 +276,7 @@ def upload_results(rounds: Rounds, gib: float) -> Results:
         "upload_cpu_s_gib": _median(rounds, "put_ours", "cpu") / gib,
         "upload_cpu_s_gib_raw": _median(rounds, "put_raw", "cpu") / gib,
         "upload_cpu_s_gib_minio": _median(rounds, "put_minio", "cpu") / gib,
+        "upload_foreign_cores": _median(rounds, "put_ours", "foreign"),
         "upload_rss_mb": _median(rounds, "put_ours", "rss"),
     }
 
@@ -257,6 +287,7 @@ def download_results(rounds: Rounds, gib: float) -> Results:
         "download_mb_s": gib * 1073.74 / _median(rounds, "get_ours", "seconds"),
         "download_cpu_s_gib": _median(rounds, "get_ours", "cpu") / gib,
         "download_cpu_s_gib_minio": _median(rounds, "get_minio", "cpu") / gib,
+        "download_foreign_cores": _median(rounds, "get_ours", "foreign"),
         "download_rss_mb": _median(rounds, "get_ours", "rss"),
     }
 
@@ -289,6 +320,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--mib", type=int, default=1024)
+    parser.add_argument("--patience", type=float, default=10.0, help="seconds to wait for an idle machine, each time")
     parser.add_argument("--only", nargs="*", choices=[*GROUPS], default=[*GROUPS])
     parser.add_argument("--case", nargs=4, help=argparse.SUPPRESS)  # name, url, shared folder, own folder
     asked = parser.parse_args()
@@ -305,7 +337,7 @@ def main() -> int:
         _prepare(server.url, shared, asked.mib)
         for group in asked.only:
             cases, results_of = GROUPS[group]
-            rounds = [_round(cases, number, server.url, shared, asked.mib) for number in range(asked.rounds)]
+            rounds = [_round(cases, n, server.url, shared, asked.mib, asked.patience) for n in range(asked.rounds)]
             results |= results_of(rounds, asked.mib / 1024)
     for name, value in results.items():
         verdict = "" if name not in BOUNDS else "ok" if BOUNDS[name](value) else "MISSED"
@@ -327,12 +359,25 @@ def _prepare(url: str, shared: Path, mib: int) -> None:
     (shared / "kept.json").write_text(json.dumps(list(files)))
 
 
-def _round(cases: tuple[str, ...], number: int, url: str, shared: Path, mib: int) -> dict[str, Measured]:
+def _await_idle(patience: float) -> None:
+    """Wait for a second in which this machine has nothing to do, but not for ever."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        before = _busy()
+        time.sleep(1)
+        if _busy() - before < IDLE:
+            return
+
+
+def _round(
+    cases: tuple[str, ...], number: int, url: str, shared: Path, mib: int, patience: float
+) -> dict[str, Measured]:
     """Each case once, in an order that changes from round to round."""
     found: dict[str, Measured] = {}
     for shift in range(len(cases)):
         name = cases[(number + shift) % len(cases)]
         os.sync()
+        _await_idle(patience)
         with tempfile.TemporaryDirectory(dir=shared) as own:
             command = [sys.executable, __file__, "--mib", str(mib), "--case", name, url, str(shared), own]
             done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

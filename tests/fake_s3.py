@@ -118,18 +118,15 @@ class Fake:
 
     def _listing(self, query: Mapping[str, str]) -> bytes:
         after = query.get("continuation-token", "")
-        keys = [k for k in sorted(self.objects) if k.startswith(query.get("prefix", "")) and k > after]
+        prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
+        keys = [k for k in sorted(self.objects) if k.startswith(prefix) and k > after]
+        if delimiter:
+            return self._folders(prefix, delimiter, keys)
         shown = keys[: self.page]
-        start, delimiter = len(query.get("prefix", "")), query.get("delimiter")
-        folders = {k[: k.index("/", start) + 1] for k in shown if delimiter and "/" in k[start:]}
         entries = "".join(
             f"<Contents><Key>{escape(quote(k))}</Key><Size>{len(self.objects[k][0])}</Size>"
             f"<LastModified>{escape(self.modified)}</LastModified></Contents>"
             for k in shown
-            if not delimiter or "/" not in k[start:]
-        )
-        entries += "".join(
-            f"<CommonPrefixes><Prefix>{escape(quote(f))}</Prefix></CommonPrefixes>" for f in sorted(folders)
         )
         more = len(keys) > len(shown)
         token = f"<NextContinuationToken>{escape(shown[-1])}</NextContinuationToken>" if more else ""
@@ -137,6 +134,16 @@ class Fake:
             '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
             f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}{entries}</ListBucketResult>"
         ).encode()
+
+    def _folders(self, prefix: str, delimiter: str, keys: list[str]) -> bytes:
+        """What a listing with a delimiter has below a prefix, a page each."""
+        last = {k[: k.index(delimiter, len(prefix)) + 1]: k for k in keys if delimiter in k[len(prefix) :]}
+        shown = list(last)[: self.page]
+        entries = "".join(f"<CommonPrefixes><Prefix>{escape(quote(p))}</Prefix></CommonPrefixes>" for p in shown)
+        more = len(last) > len(shown)
+        token = f"<NextContinuationToken>{escape(last[shown[-1]])}</NextContinuationToken>" if more else ""
+        truncated = f"<IsTruncated>{str(more).lower()}</IsTruncated>"
+        return f"<ListBucketResult>{truncated}{token}{entries}</ListBucketResult>".encode()
 
 
 def _xml(root: str, **fields: str) -> bytes:

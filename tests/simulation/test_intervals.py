@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from builders import NOW
-from trialkeeper.due import STALL_LIMIT, auto_interval
+from trialkeeper.due import STALL_LIMIT, WEIGHT, auto_interval
 from trialkeeper_operator.api.trial import TrialStatus
 from trialkeeper_operator.decide.disruptions import mtbf
 
@@ -24,7 +24,6 @@ RESTART = 60.0  # seconds from a disruption to training again
 TRIALS, WORK = 15, 10.0  # of one experiment, and what each has to train, in mean times between disruptions
 ROUNDS = 4  # experiments, each with disruptions of its own
 SPREAD = 0.2  # of what saves take, as a standard deviation of the logarithm
-SMOOTH = 0.3  # weight of a new measurement
 FACTORS = [1.1**n for n in range(-15, 16)]  # fixed intervals that are tried, in multiples of Young's optimum
 
 
@@ -98,7 +97,7 @@ class Auto:
 
 
 def blend(known: float, new: float) -> float:
-    return known + SMOOTH * (new - known)
+    return known + WEIGHT * (new - known)
 
 
 def of_fixed(world: World, interval: float) -> float:

@@ -23,8 +23,9 @@ class Leases:
             return {"metadata": {"name": name}} if name in self.namespaces else None
         return copy.deepcopy(self.leases.get(namespace))
 
-    async def call(self, verb: str, where: str, body: Object) -> Object:
+    async def call(self, verb: str, where: str, body: Object, *, kind: str) -> Object:
         assert (verb, where.rpartition("/")[2]) == ("POST", "selfsubjectrulesreviews")
+        assert body["kind"] == kind
         if self.rights is None:
             raise Unavailable("nobody answers")
         return {**body, "status": {"resourceRules": self.rights, "nonResourceRules": [], "incomplete": False}}

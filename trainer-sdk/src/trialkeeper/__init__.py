@@ -17,9 +17,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trialkeeper.checkpoint import Checkpoint
     from trialkeeper.context import Context, Params, get_context, get_params
-    from trialkeeper.errors import CheckpointCorrupt, StaleAttempt, TrialPreempted, TrialStopped
+    from trialkeeper.errors import (
+        CheckpointCorrupt,
+        RankZeroGone,
+        StaleAttempt,
+        TrialPreempted,
+        TrialStopped,
+        WorldSizeChanged,
+    )
     from trialkeeper.leaving import Preemption
     from trialkeeper.reporting import checkpoint_dir, checkpoint_due, flush, get_checkpoint, preemption, report
+    from trialkeeper.results import open_results
     from trialkeeper.saves import FlushResult
 
 __version__ = "0.1.0"
@@ -31,15 +39,18 @@ __all__ = (
     "FlushResult",
     "Params",
     "Preemption",
+    "RankZeroGone",
     "StaleAttempt",
     "TrialPreempted",
     "TrialStopped",
+    "WorldSizeChanged",
     "checkpoint_dir",
     "checkpoint_due",
     "flush",
     "get_checkpoint",
     "get_context",
     "get_params",
+    "open_results",
     "preemption",
     "report",
 )
@@ -49,9 +60,11 @@ _HOMES = {
     "CheckpointCorrupt": "errors",
     "Context": "context",
     "Params": "context",
+    "RankZeroGone": "errors",
     "StaleAttempt": "errors",
     "TrialPreempted": "errors",
     "TrialStopped": "errors",
+    "WorldSizeChanged": "errors",
     "FlushResult": "saves",
     "Preemption": "leaving",
     "checkpoint_dir": "reporting",
@@ -61,6 +74,7 @@ _HOMES = {
     "get_checkpoint": "reporting",
     "get_context": "context",
     "get_params": "context",
+    "open_results": "results",
     "report": "reporting",
 }
 

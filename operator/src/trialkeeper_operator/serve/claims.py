@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from trialkeeper_operator.api import names
 from trialkeeper_operator.cluster.kube import Kube
-from trialkeeper_operator.reconcile.ports import ClusterError
+from trialkeeper_operator.reconcile.ports import ClusterError, Object
 from trialkeeper_operator.serve.leader import Elector, Terms, last_holder
 
 log = logging.getLogger(__name__)
@@ -83,8 +83,12 @@ class Claims:
             lease = await self._kube.get("Lease", namespace, LEASE)
             if lease is not None and last_holder(lease) == self._identity:
                 return ""
-            question = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview"}
-            answer = await self._kube.call("POST", _RIGHTS, {**question, "spec": {"namespace": namespace}})
+            question: Object = {
+                "apiVersion": "authorization.k8s.io/v1",
+                "kind": "SelfSubjectRulesReview",
+                "spec": {"namespace": namespace},
+            }
+            answer = await self._kube.call("POST", _RIGHTS, question, kind=question["kind"])
         except ClusterError as error:
             log.warning("whether another installation serves namespace %s cannot be seen: %s", namespace, error)
             return ""

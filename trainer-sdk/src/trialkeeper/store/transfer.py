@@ -25,6 +25,7 @@ from trialkeeper.store import Missing
 from trialkeeper.store.files import CHUNK, File, digest, hash_all, hash_part, opened, parts
 from trialkeeper.store.wire import CHANGED, PIECE, WORKERS, BrokenOff, FilePart, Refused, Torn, Wire, xml
 
+SENDERS = WORKERS + 2  # so that four send while others hash
 SMALL = 1 << 20  # bytes: what is smaller is packed
 PACK = 64 << 20  # bytes of a pack, at most
 GAP = 1 << 20  # bytes that are read and thrown away rather than asking twice
@@ -115,7 +116,7 @@ def upload(wire: Wire, folder: str, uploads: Sequence[Upload]) -> None:
     """
     multipart: list[_Multipart] = []
     try:
-        parallel.run(_sends(wire, folder, uploads, multipart), WORKERS)
+        parallel.run(_sends(wire, folder, uploads, multipart), SENDERS)
     except BaseException:
         for begun in multipart:
             begun.give_up()
@@ -218,9 +219,12 @@ class _Piece(NamedTuple):
     sha256: str
 
 
-def download(wire: Wire, folder: str, target: Path, entries: Sequence[Entry]) -> None:
+def download(
+    wire: Wire, folder: str, target: Path, entries: Sequence[Entry], told: Callable[[int], object] = lambda _: None
+) -> None:
     """Fetch files into `target`, which then holds them and nothing else; what is there already is not fetched again.
 
+    :param told: hears each time how many bytes more are there.
     :raises Missing: if an object is gone.
     :raises CheckpointCorrupt: if what comes is not what was committed, also when it is asked for again.
     :raises OSError: if it could not be fetched, or not be written here.
@@ -233,7 +237,7 @@ def download(wire: Wire, folder: str, target: Path, entries: Sequence[Entry]) ->
         pieces.setdefault(entry["key"], []).extend(
             _Piece(target / entry["path"], at, entry["offset"] + at, size, known) for at, size, known in parts(entry)
         )
-    parallel.run((partial(_fetch, wire, f"{folder}/{key}", span, half) for key, span in _spans(pieces)), WORKERS)
+    parallel.run((partial(_fetch, wire, f"{folder}/{key}", span, half, told) for key, span in _spans(pieces)), WORKERS)
     for entry in entries:
         os.chmod(target / entry["path"], entry["mode"])
 
@@ -279,14 +283,16 @@ def _spans(pieces: Mapping[str, Iterable[_Piece]]) -> Iterator[tuple[str, list[_
             yield key, span
 
 
-def _fetch(wire: Wire, key: str, span: Sequence[_Piece], half: set[Path]) -> None:
+def _fetch(wire: Wire, key: str, span: Sequence[_Piece], half: set[Path], told: Callable[[int], object]) -> None:
     """Pieces of an object to where they belong; what comes wrong is asked for once more."""
     wanted = [piece for piece in span if piece.path not in half or not _whole(piece)]
     for _ in range(2):
         if wanted:
             wanted = _receive(wire, key, wanted)
-    if wanted:
-        raise CheckpointCorrupt(f"{wanted[0].path.name} is not what was written")
+    if not wanted:
+        told(sum(piece.size for piece in span))
+        return
+    raise CheckpointCorrupt(f"{wanted[0].path.name} is not what was written")
 
 
 def _whole(piece: _Piece) -> bool:
