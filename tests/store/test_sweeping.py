@@ -145,7 +145,6 @@ def test_an_heirs_keys_pin_at_the_donor_and_do_nothing_more_there(
         there.delete(contract.manifest_key(1, 3))
     for iteration in (4, 5):
         commit(heir, env, iteration, tmp_path / f"heir-{iteration}")
-    monkeypatch.setattr(retention, "_let_go", set())
     assert retention.prune(heir, env, retention.Policy(), begun.record["base"]).trouble == ""
     assert donor.list("pins/") == []
     for key in (contract.attempt_key(1), contract.manifest_key(1, 6)):
