@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from trialkeeper.context import Context, Params, get_context, get_params
     from trialkeeper.errors import CheckpointCorrupt, StaleAttempt, TrialPreempted, TrialStopped
     from trialkeeper.reporting import get_checkpoint, report
+    from trialkeeper.trainable import Trainable, main
 
 __version__ = "0.1.0"
 
@@ -28,11 +29,13 @@ __all__ = (
     "Context",
     "Params",
     "StaleAttempt",
+    "Trainable",
     "TrialPreempted",
     "TrialStopped",
     "get_checkpoint",
     "get_context",
     "get_params",
+    "main",
     "report",
 )
 
@@ -42,11 +45,13 @@ _HOMES = {
     "Context": "context",
     "Params": "context",
     "StaleAttempt": "errors",
+    "Trainable": "trainable",
     "TrialPreempted": "errors",
     "TrialStopped": "errors",
     "get_checkpoint": "reporting",
     "get_context": "context",
     "get_params": "context",
+    "main": "trainable",
     "report": "reporting",
 }
 
