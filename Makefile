@@ -6,11 +6,11 @@ ARGS   ?=
 TESTBED = PYTHONPATH=tests $(BIN)/python -m testbed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-e2e-local test-store test-cluster test-e2e cluster-up cluster-images cluster-down testbed test-chart check \
-	format crds lock bench clean
+.PHONY: help demo test test-e2e-local test-store test-cluster test-e2e cluster-up cluster-images cluster-down testbed test-chart \
+	test-chart-server check format crds lock bench clean
 
 help: ## Say what can be made
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
 
 ##@ Use
 demo: $(VENV)/run ## Run examples/digits.yaml with six kills, live (ARGS="--fresh" runs it once more)
@@ -41,8 +41,11 @@ cluster-images: testbed ## Build the project's images and load them into that cl
 cluster-down: $(VENV)/bin/pip ## Take that cluster down again
 	@$(TESTBED) down $(ARGS)
 
-test-chart: $(VENV)/dev ## The chart: rendering, rights, pods, values (needs helm, or Go; TRIALKEEPER_TEST_KUBECONFIG: on a server, too)
-	$(BIN)/pytest -n 2 --dist loadfile tests/chart -q $(ARGS)
+test-chart: $(VENV)/dev ## The chart: rendering, rights, pods, values (needs helm, or Go)
+	$(BIN)/pytest -n 2 --dist loadfile tests/chart --ignore tests/chart/test_server.py -q $(ARGS)
+
+test-chart-server: $(VENV)/dev $(if $(TRIALKEEPER_TEST_KUBECONFIG),,testbed) ## The chart on an API server, brought up here (TRIALKEEPER_TEST_KUBECONFIG=... takes an empty one)
+	$(BIN)/pytest tests/chart/test_server.py -q $(ARGS)
 
 check: $(VENV)/dev ## Formatting, lint, types, layers, and that CRDs and chart are those of the models
 	$(BIN)/ruff format --check .

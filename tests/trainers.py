@@ -34,7 +34,7 @@ class Place:
 
     root: Path
     settings: dict[str, Any] = field(
-        default_factory=lambda: {"objectives": [{"metric": "loss"}], "checkpoint": {"frequency": 1}}
+        default_factory=lambda: {"objectives": [{"metric": "loss"}], "checkpoint": {"frequency": 1, "onBusy": "Wait"}}
     )
     params: dict[str, Any] = field(default_factory=dict)
 

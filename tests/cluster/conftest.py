@@ -37,7 +37,7 @@ def namespace(testbed: Cluster) -> Iterator[str]:
 
 @pytest.fixture
 def tell(testbed: Cluster) -> Tell:
-    """Runs a story at the real API server, in a namespace of its own; its collector takes its time."""
+    """Runs a story at the real API server, in a namespace of its own; its collector may not know a kind for 30 s."""
 
     def run(story: Story) -> None:
         async def main() -> None:

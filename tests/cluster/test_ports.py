@@ -1,8 +1,4 @@
-"""The contract suites of both ports, at a real API server.
-
-Collection of children is left to the memory cluster's run: at a real collector some of its tests time out, and why is
-not known yet. That children go with their Experiment is seen end to end (tests/e2e/cluster).
-"""
+"""The contract suites of both ports, at a real API server and its collector."""
 
 import gc
 import threading
@@ -10,7 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from contract import test_cluster, test_source
 from contract.test_cluster import *  # noqa: F403
 from contract.test_source import *  # noqa: F403
 
@@ -30,9 +25,3 @@ def watches_end() -> Iterator[None]:
         if thread.name == "watch":
             thread.join(20)
     gc.collect()
-
-
-_COLLECTION = ("child", "owner")
-for _name in [n for module in (test_cluster, test_source) for n in vars(module) if n.startswith("test_")]:
-    if any(word in _name for word in _COLLECTION):
-        del globals()[_name]

@@ -273,7 +273,7 @@ def test_a_service_that_hangs_costs_a_trainer_two_seconds_at_its_end_and_nothing
 def test_a_running_trainer_takes_the_settings_that_come_back(place: Told) -> None:
     place.settings["checkpoint"] = {"frequency": 0}
     place.service.answer = lambda _: Reply.of(
-        {"settings": {"stop": {"metrics": {"loss": {"above": 3}}}, "checkpoint": {"frequency": 1}}}
+        {"settings": {"stop": {"metrics": {"loss": {"above": 3}}}, "checkpoint": {"frequency": 1, "onBusy": "Wait"}}}
     )
     left = place.run(
         "import time\nend, saved = time.monotonic() + 20, 0\n"

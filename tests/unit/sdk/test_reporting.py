@@ -184,7 +184,7 @@ def test_a_stop_rule_ends_the_trainer_complete_and_saved(place: Place) -> None:
 def test_a_plateau_is_seen_across_a_resume(place: Place) -> None:
     place.settings["stop"] = {"plateau": {"results": 6, "grace": 0}}
     script = SAVING + "for i in range(start, 99):\n    trialkeeper.report({'loss': 1.0}, checkpoint=save)\n"
-    place.run(script + "    if i == 3: os._exit(9)\n")
+    place.run(script + "    if i == 3: trialkeeper.flush(); os._exit(9)\n")
     place.run(script, 2)
     assert [r["training_iteration"] for r in place.rows(2)] == [5, 6]
 
@@ -238,16 +238,20 @@ def test_only_the_last_reports_function_is_called_at_the_end(place: Place) -> No
 
 
 def test_a_schedule_counts_what_failed_and_tells_the_interval_of_what_did_not() -> None:
-    saves = due.Schedule(Policy(frequency=2), 3600.0)
+    saves = due.Schedule(Policy(frequency=2, milestones=frozenset({13})), 3600.0)
     saves.begin(10, 0.0)
-    assert saves.why(11, 1.0, stopped=False, leaving=False) is None
-    assert saves.why(12, 2.0, stopped=False, leaving=False) == "periodic"
+    assert saves.why(11, 1.0) is None
+    assert saves.why(12, 2.0) == "periodic"
     saves.tried(12, 2.0, 3.0)
-    assert saves.why(13, 4.0, stopped=False, leaving=False) is None
+    assert saves.why(13, 4.0) == "milestone"
     assert saves.saved_iteration == 10
-    assert saves.why(13, 4.0, stopped=True, leaving=False) == "final"
-    assert saves.why(13, 4.0, stopped=True, leaving=True) == "preempted"
-    assert (saves.saved(14, 5.0), saves.saved(16, 9.0), saves.saved_iteration) == (0.0, 4.0, 16)
+    assert saves.why(13, 4.0, stopped=True) == "final"
+    saves.handed(14)
+    assert (saves.handed_iteration, saves.saved_iteration) == (14, 10)
+    saves.lost(14)
+    assert saves.handed_iteration == 10
+    assert (saves.saved(14, 5.0, 1.0), saves.saved(16, 9.0, 2.0), saves.saved_iteration) == (0.0, 4.0, 16)
+    assert saves.upload == 1.5
 
 
 def test_a_folder_below_scratch_is_moved_and_any_other_is_copied(place: Place) -> None:
@@ -308,9 +312,10 @@ def test_a_store_that_can_be_written_again_has_no_hole(broken: str, place: Place
     assert left.end == ("complete", ""), left.err
     assert left.err.count("the store cannot be written") == 1
     assert [r["training_iteration"] for r in place.rows()] == [1, 2, 3, 4, 5, 6]
-    assert [int(m[-12:]) for m in place.manifests()] == [4, 5, 6]
+    saved = [int(m[-12:]) for m in place.manifests()]
+    assert saved[-1] == 6
     assert len(list((place.store / "attempts").iterdir())) == 1
-    assert len(list((place.store / "data").iterdir())) == 3, "what was never committed is left behind"
+    assert len(list((place.store / "data").iterdir())) == len(saved), "what was never committed is left behind"
 
 
 def test_live_reports_have_the_newest_values(place: Place) -> None:

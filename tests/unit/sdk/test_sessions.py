@@ -331,6 +331,7 @@ def work(queue):
     queue.put((trialkeeper.get_context().trial, checkpoint.to_dict()))
 if __name__ == "__main__":
     trialkeeper.report({'loss': 1.0}, checkpoint=trialkeeper.Checkpoint.from_dict({'a': 7}))
+    trialkeeper.flush()
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     worker = context.Process(target=work, args=(queue,))

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from trialkeeper.checkpoint import Checkpoint
     from trialkeeper.context import Context, Params, get_context, get_params
     from trialkeeper.errors import CheckpointCorrupt, StaleAttempt, TrialPreempted, TrialStopped
-    from trialkeeper.reporting import get_checkpoint, report
+    from trialkeeper.leaving import Preemption
+    from trialkeeper.reporting import checkpoint_dir, checkpoint_due, flush, get_checkpoint, preemption, report
+    from trialkeeper.saves import FlushResult
     from trialkeeper.trainable import Trainable, main
 
 __version__ = "0.1.0"
@@ -27,15 +29,21 @@ __all__ = (
     "Checkpoint",
     "CheckpointCorrupt",
     "Context",
+    "FlushResult",
     "Params",
+    "Preemption",
     "StaleAttempt",
     "Trainable",
     "TrialPreempted",
     "TrialStopped",
+    "checkpoint_dir",
+    "checkpoint_due",
+    "flush",
     "get_checkpoint",
     "get_context",
     "get_params",
     "main",
+    "preemption",
     "report",
 )
 
@@ -48,6 +56,12 @@ _HOMES = {
     "Trainable": "trainable",
     "TrialPreempted": "errors",
     "TrialStopped": "errors",
+    "FlushResult": "saves",
+    "Preemption": "leaving",
+    "checkpoint_dir": "reporting",
+    "checkpoint_due": "reporting",
+    "flush": "reporting",
+    "preemption": "reporting",
     "get_checkpoint": "reporting",
     "get_context": "context",
     "get_params": "context",

@@ -1,31 +1,40 @@
 """One trial in the process that owns it: where it begins, what a report sets off, and how it leaves.
 
 An iteration is durable against the death of this process as soon as it is reported, against the death of the
-machine as soon as a checkpoint at or after it is committed. Nothing here waits for a network.
+machine as soon as a checkpoint at or after it is committed, which the upload process does. Nothing here waits for
+a network, but where an attempt begins and where it ends.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from trialkeeper import contract, due, resuming, saving, session, settings, signals, stop
+from trialkeeper import contract, leaving, resuming, saving, session, settings, signals, stop
 from trialkeeper.checkpoint import Checkpoint
-from trialkeeper.contract import CheckpointRef, Message
+from trialkeeper.contract import Message
 from trialkeeper.environment import reserved
 from trialkeeper.errors import StaleAttempt, TrialPreempted, TrialStopped
 from trialkeeper.manifest import Progress
 from trialkeeper.metrics import flatten, written
+from trialkeeper.saves import FlushResult, Head, Saves
 from trialkeeper.saving import Save
-from trialkeeper.store import AlreadyThere, Appender, Denied, Unreachable
+from trialkeeper.store import AlreadyThere, Appender, Denied, Unreachable, segments
 from trialkeeper.store.opening import open_store
 from trialkeeper.tally import Tally
 
 HOLD_LIMIT = 10.0  # seconds that a trainer waits for the drill's kill
+CLOSING = 60.0  # seconds in which the upload process sends the last results, if nobody has asked this pod to go
+FORCED = "should_checkpoint"  # among the metrics: have this report's save made
+READY = (
+    "report() is given finished checkpoints, so none can be made when it is due, at the end, or when the pod must go: "
+    "pass a function save(folder) instead, or ask trialkeeper.checkpoint_due() before each"
+)
 
 
 class Reporter:
@@ -39,7 +48,7 @@ class Reporter:
         self.store = open_store(env, current.leave_by)
         self._results: Appender = self.store.append(contract.results_key(env.attempt))
         given = settings.parse(env.settings)
-        self._saves = due.Schedule(given.policy, env.mtbf)
+        self._saves = Saves(current, given.policy, lambda _: None, self._heard)
         self._rules = given.rules
         self._objectives = [o.get("metric", "") for o in env.settings.get("objectives") or []]
         self._stop_on_non_finite = env.settings.get("onNonFinite", "Stop") == "Stop"
@@ -49,11 +58,13 @@ class Reporter:
         self._base: Checkpoint | None = None
         self._exit: Callable[[], SystemExit] | None = None  # how this process was told to leave
         self._save: Save | None = None
+        self._asked_when = False  # whether the trainer asks when to save
         self._changed: dict[str, Any] = {}
         self._trouble: OSError | None = None  # why the store could not be written the last time it could not
+        self._sent_at = time.monotonic()  # when the raw results were sent last, where they have to be
         if current.owner:
             current.before_end, current.last_words = self._save_at_end, self._store_last_words
-            current.refresh = self._refresh
+            current.refresh, current.at_fork = self._refresh, self._saves.uploader.forked
             if env.plain:
                 session.warn(
                     f"no operator: results and checkpoints go to {env.folder} "
@@ -66,6 +77,8 @@ class Reporter:
         if self._exit is not None:
             raise self._exit()
         if self._begun or not self.session.owner:
+            if self.session.owner:
+                self.flush(None)
             return resuming.newest(self.store, self.env)
         self._begin(asked=True)
         return self._base
@@ -77,11 +90,13 @@ class Reporter:
         self._base, self._record = begun.base, begun.record
         if begun.base is not None:
             self._tally.count_on(Progress.from_json(begun.base.manifest["progress"]))
+        self._saves.base = begun.record.get("base")
         try:
             self._claim()
         except OSError as error:
             self._cannot_write(error)
-        self._saves.begin(self._tally.iteration, time.monotonic())
+            self._saves.claim = self._record
+        self._saves.schedule.begin(self._tally.iteration, time.monotonic())
         if asked:
             self._tally.leave_out()  # to read a checkpoint is not to train
         self._changed["resumed"], self._changed["checkpoint"] = begun.resumed, begun.reference
@@ -106,7 +121,7 @@ class Reporter:
             return resuming.begin_blindly(self.env)
 
     def _claim(self) -> None:
-        """Put the record that fences every older attempt; where that fails, once more before the first commit."""
+        """Put the record that fences every older attempt; where that fails, the first commit has to do it before."""
         try:
             resuming.claim(self.store, self.env, self._record)
         except resuming.Superseded as why:
@@ -136,10 +151,13 @@ class Reporter:
 
     # One iteration.
 
-    def report(self, reported: Mapping[str, Any], source: Checkpoint | Save | None, step: int | None) -> None:
+    def report(
+        self, reported: Mapping[str, Any], source: Checkpoint | Save | None, step: int | None, *, spent: float = 0.0
+    ) -> None:
         if self._exit is not None:
             raise self._exit()
-        flat = flatten(reported)
+        forced = bool(reported.get(FORCED)) if isinstance(reported, Mapping) else False
+        flat = flatten({k: v for k, v in reported.items() if k != FORCED} if forced else reported)
         if source is not None and not isinstance(source, Checkpoint) and not callable(source):
             raise TypeError(f"checkpoint= takes a Checkpoint or a function save(folder), not {type(source).__name__}")
         if not self._begun:
@@ -147,24 +165,26 @@ class Reporter:
         self._adopt_settings()
         if step is not None:
             self._tally.advance(step)
+        self._hear()
         self._count(flat)
         broken = stop.diverged(self._objectives, flat, self._tally.iteration) if self._stop_on_non_finite else None
         verdict = None if broken else self._stopped(flat)
         if self.env.hold == self._tally.iteration:
             self._await_the_drill()
-        leaving = signals.asked_to_go(self.session)
+        going = signals.asked_to_go(self.session)
         # Only what this report offers: an older function may have caught an older state.
         self._save = source if callable(source) else None
-        why = None if broken else self._why(source, verdict is not None, leaving)
-        saved = why is not None and source is not None and self._commit(source, why)
-        self._tell(now=self._tally.reports == 1 or saved)
+        handed = False
+        if source is not None and broken is None:
+            handed = self._save_now(source, stopped=verdict is not None, going=going, forced=forced, spent=spent)
+        self._tell(now=self._tally.reports == 1)
         if broken is not None:
             self._leave(contract.END_STOPPED, contract.REASON_NON_FINITE, broken)
         if verdict is not None:
             self._leave(contract.END_COMPLETE, *verdict)
-        if leaving or (saved and self.session.signalled):
-            self._leave_saved(saved)
-        if why is not None:
+        if going or (handed and self.session.signalled):
+            self._leave_saved()
+        if handed:
             self._tally.leave_out()  # to save is not to train
 
     def _adopt_settings(self) -> None:
@@ -172,7 +192,7 @@ class Reporter:
         if not self.session.new_settings:
             return
         given = self.session.new_settings.popleft()
-        self._rules, self._saves.policy = given.rules, given.policy
+        self._rules, self._saves.schedule.policy = given.rules, given.policy
         self._tally.judge_plateau(given.rules.plateau)
 
     def _count(self, flat: Mapping[str, float | int]) -> None:
@@ -182,8 +202,9 @@ class Reporter:
             self._results.write(line)
         except OSError as error:
             self._cannot_write(error)
-        if self._claimed:
-            self._results.nudge()
+        if self._results.remote and self._claimed and time.monotonic() - self._sent_at >= segments.INTERVAL:
+            self._sent_at = time.monotonic()
+            self._saves.uploader.sync()
         for name in self._objectives:
             if name and name not in flat:
                 self.session.warn_once(f"objective {name}", f"the objective {name!r} is not among the reported metrics")
@@ -201,51 +222,114 @@ class Reporter:
         tally = self._tally
         return stop.judge(self._rules, flat, tally.window, iteration=tally.iteration, seconds=tally.trained)
 
-    def _why(self, source: Checkpoint | Save | None, stopped: bool, leaving: bool) -> str | None:
-        """Why a save is due now, or None."""
-        if source is None or isinstance(source, Checkpoint):
-            return None if source is None else "asked"
-        return self._saves.why(self._tally.iteration, time.monotonic(), stopped=stopped, leaving=leaving)
+    def _save_now(self, source: Checkpoint | Save, *, stopped: bool, going: bool, forced: bool, spent: float) -> bool:
+        """Hand a save over if one is due; whether it was. The trainer's own errors are its own."""
+        ready = isinstance(source, Checkpoint)
+        why = self._saves.why(self._tally.iteration, stopped=stopped)
+        if going:
+            way = self._saves.way_out()
+            why = None if way == "finish" else "preempted"
+            if way == "replace":
+                self._saves.uploader.give_up()
+        elif why is None and (ready or forced):
+            why = "asked"
+        if ready and not self._asked_when:
+            self.session.warn_once("ready", READY)
+        return why is not None and self._hand_over(source, why, spent)
 
-    def _commit(self, source: Checkpoint | Save, why: str) -> bool:
-        """Save and commit; False if the store could not be written. The trainer's own errors are its own."""
+    def _hand_over(self, source: Checkpoint | Save, why: str, spent: float = 0.0) -> bool:
+        """Hand a save over; False if it was skipped or cannot be taken now."""
         self._say()  # a save may fail, and what was reported has been reported
-        start = time.monotonic()
-        reference = None
+        tally = self._tally
+        head = Head(tally.progress(), {k: written(v) for k, v in tally.values.items()}, tally.reported_at)
         try:
-            folder, kind = saving.staged(source, self.env.scratch)
-        except saving.NotStaged as error:
-            self._cannot_write(error)
-        else:
-            reference = self._committed(folder, kind, why)
-        end = time.monotonic()
-        self._saves.tried(self._tally.iteration, start, end)
-        if reference is None:
-            return False
-        interval = self._saves.saved(self._tally.iteration, end)
-        self._changed["checkpoint"], self._changed["saveInterval"] = reference, interval
-        return True
-
-    def _committed(self, folder: Path, kind: str, why: str) -> CheckpointRef | None:
-        try:
-            if not self._claimed:
-                self._claim()
-            return saving.commit(
-                self.store,
-                self.env,
-                folder,
-                kind=kind,
-                why=why,
-                progress=self._tally.progress(),
-                metrics={k: written(v) for k, v in self._tally.values.items()},
-                reported=self._tally.reported_at,
-                results=self._results,
-            )
+            self._results.write(b"")  # what could not be written before: no checkpoint may be ahead of its results
         except OSError as error:
             self._cannot_write(error)
-            return None
-        except StaleAttempt:
-            self._fenced("a later attempt of this trial has begun")
+            return False
+        try:
+            handed = self._saves.hand_over(source, why, head, spent=spent)
+        except saving.NotStaged as error:
+            self._cannot_write(error)
+            return False
+        self._hear()
+        return handed
+
+    # What others ask for at a safe point.
+
+    def due(self, step: int | None) -> bool:
+        """Whether the trainer should save now."""
+        if self._exit is not None:
+            raise self._exit()
+        self._asked_when = True
+        self._hear()
+        if signals.asked_to_go(self.session):
+            if self._saves.way_out() != "finish":
+                return True
+            self._leave_saved()
+        if self._saves.busy() and self._saves.schedule.policy.on_busy == "Skip":
+            return False
+        return self._saves.why(self._tally.iteration + 1) is not None
+
+    @contextmanager
+    def folder(self, metrics: Mapping[str, Any], step: int | None) -> Iterator[Path]:
+        """A folder of ours; leaving it cleanly is a report."""
+        if self._exit is not None:
+            raise self._exit()
+        self._asked_when = True
+        start = time.monotonic()
+        made = saving.new_folder(self.env.scratch)
+        try:
+            yield made
+        except BaseException:
+            saving.remove(made)
+            raise
+        with self.session.lock:
+            self.report(metrics, Checkpoint(made, ours=True), step, spent=time.monotonic() - start)
+
+    def preemption(self) -> leaving.Preemption | None:
+        """What is left to this pod, if it was asked to go."""
+        if self._exit is not None:
+            raise self._exit()
+        self._hear()
+        return self._saves.preemption() if signals.asked_to_go(self.session) else None
+
+    def flush(self, timeout: float | None) -> FlushResult:
+        """Wait for what is on its way."""
+        found = self._saves.flush(timeout)
+        self._hear()
+        return found
+
+    # What the upload process says.
+
+    def _heard(self) -> None:
+        """In a thread: take it in, unless the trainer is about to do so itself."""
+        if self.session.lock.acquire(timeout=1.0):
+            try:
+                self._saves.hear()
+                self._take_in()
+            finally:
+                self.session.lock.release()
+
+    def _hear(self) -> None:
+        """Take in what the upload process has said, and what follows from it."""
+        self._saves.hear()
+        self._take_in()
+        if self._saves.fenced is not None:
+            self._fenced(self._saves.fenced)
+        if self._saves.refused is not None:
+            refused, self._saves.refused = self._saves.refused, None
+            raise ValueError(refused)
+
+    def _take_in(self) -> None:
+        news = self._saves.news()
+        if news.trouble is not None:
+            self._cannot_write(news.trouble)
+        if news.checkpoint is not None:
+            self._changed["checkpoint"], self._changed["saveInterval"] = news.checkpoint, news.interval
+            self._claimed = True
+            self._say()
+            self.session.tell(urgent=True)
 
     # Words for the others.
 
@@ -253,6 +337,10 @@ class Reporter:
         self._changed["iteration"], self._changed["trainedSeconds"] = self._tally.iteration, self._tally.trained
 
     def _refresh(self) -> None:
+        """Before the last words: have what is on its way finished, and told."""
+        done, by = self._saves.flush(), self.session.leave_by()
+        self._saves.close(0.0 if done.pending else CLOSING if by is None else max(by - time.monotonic(), 0.0))
+        self._take_in()
         if self._begun and self._changed:
             self._say()
 
@@ -270,8 +358,17 @@ class Reporter:
         self.session.end(end, reason, text)
         self._go(partial(TrialStopped, reason))
 
-    def _leave_saved(self, saved: bool) -> NoReturn:
-        kept = f"saved at iteration {self._saves.saved_iteration}" if saved else "left without a new checkpoint"
+    def _leave_saved(self) -> NoReturn:
+        left = self.flush(None)
+        if left.pending:
+            unsent = ", ".join(map(str, left.pending))
+            why = left.error or "there was no time"
+            session.warn(f"what was saved at iteration {unsent} is not in the store: {why}")
+        at = self._saves.schedule.saved_iteration
+        saved = at == self._tally.iteration and self._tally.reports > 0
+        kept = f"saved at iteration {at}" if saved else f"the newest checkpoint is of iteration {at}"
+        if not at:
+            kept = "left without a checkpoint"
         self._say()
         self.session.end(contract.END_PREEMPTED, text=f"asked to go at iteration {self._tally.iteration}: {kept}")
         self._go(TrialPreempted)
@@ -283,34 +380,40 @@ class Reporter:
         """
         if not self._begun:
             return ""
-        unsaved = self._saves.saved_iteration < self._tally.iteration
         said = ""
-        if self._saves.policy.at_end and self._save is not None and unsaved:
-            try:
-                if not self._commit_patiently(self._save):
-                    said = f"the last checkpoint is of iteration {self._saves.saved_iteration}: {self._trouble}"
-            except Exception as error:
-                session.warn(f"the last state could not be saved at the end: {type(error).__name__}: {error}")
-            except SystemExit:
-                return ""
+        try:
+            if self._saves.schedule.policy.at_end and not self._save_last():
+                said = f"the last checkpoint is of iteration {self._saves.schedule.saved_iteration}: {self._trouble}"
+        except Exception as error:
+            session.warn(f"the last state could not be saved at the end: {type(error).__name__}: {error}")
+        except SystemExit:
+            return ""
         self._say()
         return said
 
-    def _commit_patiently(self, save: Save) -> bool:
-        """The last save, again and again while the store does not answer: nobody will come by to save it later."""
+    def _save_last(self) -> bool:
+        """Whether the last state is in the store. While nobody answers there, again and again: nobody will come by
+        to save it later."""
         end = time.monotonic() + resuming.PATIENCE
-        while not self._commit(save, "final"):
+        while True:
+            self.flush(None)
+            unsaved = self._saves.schedule.handed_iteration < self._tally.iteration
+            if not unsaved or self._save is None:
+                return self._saves.schedule.saved_iteration >= self._saves.schedule.handed_iteration
+            if self._hand_over(self._save, "final") and self.flush(None):
+                return True
             gone = isinstance(self._trouble, Unreachable) and not isinstance(self._trouble, Denied)
             if not gone or time.monotonic() >= end or self.session.signalled:
                 return False
             self.session.await_signal(resuming.PAUSE)
-        return True
 
     def _store_last_words(self, message: Message) -> None:
         if not self._begun:
             return
         try:
-            if message.end != contract.END_FENCED:
+            if message.end != contract.END_FENCED and (
+                not self._results.remote or self._saves.synced < self._results.size
+            ):
                 self._results.sync()
             self.store.put_new(contract.ended_key(self.env.attempt), message.encode(1 << 20).encode())
         except (AlreadyThere, OSError):

@@ -1,14 +1,18 @@
-"""`report` and `get_checkpoint`, as a trainer calls them: one at a time, in the process that owns the pod."""
+"""What a trainer calls, one call at a time, in the process that owns the pod."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from trialkeeper import session
 from trialkeeper.checkpoint import Checkpoint
 from trialkeeper.errors import NotTheOwner
+from trialkeeper.leaving import Preemption
 from trialkeeper.reporter import Reporter
+from trialkeeper.saves import FlushResult
 from trialkeeper.saving import Save
 
 _reporter: Reporter | None = None
@@ -18,8 +22,9 @@ def report(metrics: Mapping[str, Any], checkpoint: Checkpoint | Save | None = No
     """Report one iteration.
 
     `metrics`: numbers by name; nested dicts are joined by `/`. `checkpoint`: a Checkpoint, which is always
-    taken, or a function `save(folder)`, which is called only when a save is due. `step`: the trainer's own
-    clock, if it has one; it must not decrease.
+    taken, or a function `save(folder)`, which is called only when a save is due, or when `should_checkpoint` among
+    the metrics is true. Its files are sent in the background. `step`: the trainer's own clock, if it has one; it
+    must not decrease.
 
     :raises TrialStopped: when the trial is over; it is a SystemExit, leave it alone.
     :raises TrialPreempted: when everything is saved and the pod is to go; likewise.
@@ -45,6 +50,42 @@ def get_checkpoint() -> Checkpoint | None:
     reporter = _own("trialkeeper.get_checkpoint()", readers=True)
     with reporter.session.lock:
         return reporter.get_checkpoint()
+
+
+def checkpoint_due(step: int | None = None) -> bool:
+    """Whether to save now: the schedule says so, or this pod is to go and a save still fits. Cheap: ask every step.
+
+    `step`: the trainer's own clock, if it has one.
+
+    :raises TrialPreempted: when this pod is to go and nothing more can be saved; and what `report` raises.
+    """
+    reporter = _own("trialkeeper.checkpoint_due()")
+    with reporter.session.lock:
+        return reporter.due(step)
+
+
+@contextmanager
+def checkpoint_dir(metrics: Mapping[str, Any] | None = None, *, step: int | None = None) -> Iterator[Path]:
+    """An empty folder to save into. Leaving the block is a `report` of these metrics with it; nothing is copied.
+
+    If the block raises, the folder is dropped and nothing is reported. What `report` raises is raised at its end.
+    """
+    with _own("trialkeeper.checkpoint_dir()").folder(metrics or {}, step) as folder:
+        yield folder
+
+
+def preemption() -> Preemption | None:
+    """What is left to this pod if it was asked to go, None if it was not: leave soon, or save by `report` first."""
+    reporter = _own("trialkeeper.preemption()")
+    with reporter.session.lock:
+        return reporter.preemption()
+
+
+def flush(timeout: float | None = None) -> FlushResult:
+    """Wait until every save is in the store: `timeout` seconds, or for as long as it is of use."""
+    reporter = _own("trialkeeper.flush()")
+    with reporter.session.lock:
+        return reporter.flush(timeout)
 
 
 def _own(call: str, *, readers: bool = False) -> Reporter:

@@ -63,6 +63,8 @@ def _forked() -> None:
         return
     _current.owner = False
     _current.lock = threading.RLock()
+    if _current.at_fork is not None:
+        _current.at_fork()
     signals = sys.modules.get("trialkeeper.signals")
     if signals is not None:
         signals.forked()
@@ -75,12 +77,14 @@ class Session:
         self.env = env
         self.owner = False
         self._signalled_at: float | None = None
+        self.source = ""  # what asked this pod to go
         self.lock = threading.RLock()  # held while this process reports
         self.opened_at = time.monotonic()
         self.thread: int | None = None  # the one that reported last
         self.failure: tuple[type[BaseException], BaseException, TracebackType | None] | None = None
         self.message = Message(attempt=env.attempt, podUid=env.pod_uid, started=time.time(), time=time.time())
-        self.refresh: Callable[[], None] | None = None  # brings `message` up to the last report
+        self.refresh: Callable[[], None] | None = None  # has what is on its way finished, and `message` up to date
+        self.at_fork: Callable[[], None] | None = None
         self.before_end: Callable[[], str] | None = None  # what reporting wants done, and said, at a complete end
         self.last_words: Callable[[Message], None] | None = None  # what reporting does with the final message
         self.new_settings: deque[Settings] = deque(maxlen=1)  # from an answer, for the next report
@@ -99,6 +103,7 @@ class Session:
     def signalled(self, asked: bool) -> None:
         if asked and self._signalled_at is None:
             self._signalled_at = time.monotonic()
+            self.source = self.source or "SIGTERM"
 
     def leave_by(self) -> float | None:
         """The moment (monotonic) by which everything must be done, None while nobody has asked this pod to go."""
@@ -225,7 +230,7 @@ class Session:
         if self._ended or not self.owner:
             return
         self._ended = True
-        if self.refresh is not None:
+        if self.refresh is not None and end != contract.END_FENCED:
             self.refresh()
         self.update(end=end, reason=reason, text=text)
         self._write_termination()

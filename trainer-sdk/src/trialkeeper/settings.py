@@ -29,7 +29,13 @@ def parse(value: Mapping[str, Any]) -> Settings:
     try:
         rules = stop.parse(value)
         checkpoint = value.get("checkpoint") or {}
-        policy = Policy(checkpoint.get("frequency"), checkpoint.get("intervalSeconds"), checkpoint.get("atEnd", True))
+        policy = Policy(
+            checkpoint.get("frequency"),
+            checkpoint.get("intervalSeconds"),
+            checkpoint.get("atEnd", True),
+            checkpoint.get("onBusy", "Latest"),
+            frozenset(checkpoint.get("milestones") or ()),
+        )
     except (TypeError, AttributeError, KeyError, OverflowError) as broken:
         raise ValueError(f"settings are not what they should be: {broken}") from None
     _number("stop.maxIterations", rules.max_iterations, whole=True)
@@ -44,6 +50,10 @@ def parse(value: Mapping[str, Any]) -> Settings:
     _number("checkpoint.intervalSeconds", policy.interval)
     if not isinstance(policy.at_end, bool):
         raise ValueError("checkpoint.atEnd is neither true nor false")
+    if policy.on_busy not in ("Latest", "Skip", "Wait"):
+        raise ValueError("checkpoint.onBusy is none of Latest, Skip and Wait")
+    for milestone in policy.milestones:
+        _number("checkpoint.milestones", milestone, whole=True)
     return Settings(rules, policy)
 
 

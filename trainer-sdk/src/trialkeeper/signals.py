@@ -92,5 +92,8 @@ def asked_to_go(session: Session) -> bool:
     now = time.monotonic()
     if now - _looked_at >= POLL_INTERVAL:
         _looked_at = now
-        session.signalled = came() or os.path.exists(session.env.scratch / contract.NOTIFY_FILE)
+        if came():
+            session.signalled = True
+        elif os.path.exists(session.env.scratch / contract.NOTIFY_FILE):
+            session.source, session.signalled = session.source or "notify file", True
     return session.signalled

@@ -46,8 +46,14 @@ class Appender(Protocol):
         """
         ...
 
-    def nudge(self) -> None:
-        """Return at once; what was written is durable before long, if the store is well."""
+    @property
+    def remote(self) -> bool:
+        """Whether what was written has to be sent, by `sync`, before the pod's end does no harm to it."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes of whole lines that were written, by whomever."""
         ...
 
 

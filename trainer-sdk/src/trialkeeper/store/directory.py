@@ -49,8 +49,13 @@ class Lines:
         self._flush()
         os.fsync(self._file)
 
-    def nudge(self) -> None:
-        """Nothing: the kernel writes it out by itself."""
+    @property
+    def remote(self) -> bool:
+        return False  # the kernel writes it out by itself
+
+    @property
+    def size(self) -> int:
+        return self._path.stat().st_size if self._path.exists() else 0
 
     def close(self) -> None:
         """Let go of the file; the next write opens it again."""

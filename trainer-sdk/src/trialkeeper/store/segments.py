@@ -1,14 +1,12 @@
-"""Lines in a bucket, where nothing can be appended: kept in a local file, sent as one object for each `sync`.
+"""Lines in a bucket, where nothing can be appended: written to a local file, sent as one object for each `sync`.
 
-The objects are `key/000001`, `key/000002` and so on; together they are the file. A local file is removed once
-its object is there, so what an earlier life of this pod left unsent is there to be sent first.
+The objects are `key/000001`, `key/000002` and so on; together they are the file, so that the sum of their sizes says
+what is left to be sent. Whoever writes need not be the process that sends.
 """
 
 from __future__ import annotations
 
-import contextlib
 import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,72 +17,55 @@ if TYPE_CHECKING:
     from trialkeeper.store.s3 import S3Store
 
 INTERVAL = 15.0  # seconds between two sendings that nobody waits for: what a pod takes with it when it is killed
+LIMIT = 64 << 20  # bytes of one object
 
 
 class Segments:
-    """The lines of one key; `folder` holds what is not in the bucket yet."""
+    """The lines of one key, and the local file that they are in."""
 
-    def __init__(self, store: S3Store, key: str, folder: Path) -> None:
-        self._store, self._key, self._folder = store, key, folder
-        self._number = 0  # of the segment that was sent last
-        self._open: Lines | None = None
-        self._writing = threading.Lock()  # never held while something is sent
+    def __init__(self, store: S3Store, key: str, path: Path) -> None:
+        self._store, self._key, self._path = store, key, path
+        self._lines = Lines(path)
         self._sending = threading.Lock()
-        self._sent_at = time.monotonic()
+        self._number, self._sent = -1, 0  # of the newest object, -1: to be asked; bytes in all of them
+
+    @property
+    def remote(self) -> bool:
+        return True
+
+    @property
+    def size(self) -> int:
+        return self._lines.size
 
     def write(self, line: bytes) -> None:
-        with self._writing:
-            if self._open is None:
-                self._open = Lines(self._folder / f"{self._next_local():06d}")
-            self._open.write(line)
+        self._lines.write(line)
 
     def sync(self) -> None:
         with self._sending:
-            self._sent_at = time.monotonic()
-            with self._writing:
-                if self._open is not None:
-                    self._open.sync()
-                    self._open.close()
-                    self._open = None
-                unsent = self._unsent()
-            for path in unsent:
-                self._send(path)
+            while data := self._unsent():
+                self._send(data)
 
-    def nudge(self) -> None:
-        if time.monotonic() - self._sent_at < INTERVAL:
-            return
-        self._sent_at = time.monotonic()
-        with contextlib.suppress(RuntimeError):  # no new thread while the interpreter shuts down
-            threading.Thread(target=self._sync_quietly, name="trialkeeper-results", daemon=True).start()
+    def _unsent(self) -> bytes:
+        """The next whole lines."""
+        if not self._path.exists():
+            return b""
+        if self._number < 0:
+            self._look()
+        with self._path.open("rb") as file:
+            file.seek(self._sent)
+            data = file.read(LIMIT)
+        return data[: data.rfind(b"\n") + 1]
 
-    def _sync_quietly(self) -> None:
-        with contextlib.suppress(OSError):  # said by whoever waits for it
-            self.sync()
+    def _look(self) -> None:
+        """Learn from the store what is there: of an earlier life of this pod, or of the upload process."""
+        found = {name: size for name, size, *_ in self._store._objects(f"{self._key}/")}
+        self._number = max((int(name.rpartition("/")[2]) for name in found), default=0)
+        self._sent = sum(found.values())
 
-    def _unsent(self) -> list[Path]:
-        return sorted(self._folder.iterdir()) if self._folder.is_dir() else []
-
-    def _next_local(self) -> int:
-        return max((int(path.name) for path in self._unsent()), default=0) + 1
-
-    def _send(self, path: Path) -> None:
-        data = path.read_bytes()
-        if not self._number:
-            self._number = max((int(key.rpartition("/")[2]) for key in self._store.list(f"{self._key}/")), default=0)
-            if self._number and self._store.get(self._name(self._number)) == data:
-                path.unlink()  # sent by an earlier life, which had no time to note it
-                return
-        while True:
-            self._number += 1
-            try:
-                self._store.put_new(self._name(self._number), data)
-            except AlreadyThere:
-                continue
-            except OSError:
-                self._number -= 1
-                raise
-            path.unlink()
-            return
-
-    def _name(self, number: int) -> str:
-        return f"{self._key}/{number:06d}"
+    def _send(self, data: bytes) -> None:
+        try:
+            self._store.put_new(f"{self._key}/{self._number + 1:06d}", data)
+        except AlreadyThere:
+            self._number = -1  # sent by somebody else meanwhile
+        else:
+            self._number, self._sent = self._number + 1, self._sent + len(data)

@@ -1,0 +1,316 @@
+"""The saves of one attempt in the trainer's process: when, what if two are on their way, and what became of them.
+
+The trainer waits for a save only if the newest state would else be lost, or its scratch folder has no room, or it
+was told to (`checkpoint.onBusy: Wait`); each wait is counted.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trialkeeper import due, leaving, resuming, saving, session, signals
+from trialkeeper.checkpoint import Checkpoint
+from trialkeeper.contract import CheckpointRef
+from trialkeeper.manifest import Progress
+from trialkeeper.saving import Save
+from trialkeeper.store import Denied, Unreachable
+from trialkeeper.upload.messages import Answer, Committed, Dropped, Failed, Fenced, Refused, Synced
+from trialkeeper.upload.uploader import Uploader
+
+ON_ITS_WAY = 2  # saves at most: one in hand, one waiting
+LISTEN = 0.2  # seconds for which answers are awaited at once, so that a signal is noticed
+Score = Callable[[Mapping[str, Any]], float | None]  # of a checkpoint's metrics, higher is better, None is worst
+REPLACEABLE = frozenset({"periodic", "asked"})
+
+
+@dataclass
+class Counts:
+    """What became of saves; seconds that the trainer waited for others."""
+
+    committed: int = 0
+    dropped: int = 0
+    skipped: int = 0
+    failed: int = 0
+    waited: float = 0.0
+
+
+@dataclass(frozen=True)
+class FlushResult:
+    """True if every save is in the store.
+
+    `committed`: the iteration of this attempt's newest one that is, 0 for none; `pending`: those of saves that are
+    not; `error`: why, as far as it is known.
+    """
+
+    committed: int
+    pending: tuple[int, ...]
+    error: str = ""
+
+    def __bool__(self) -> bool:
+        return not self.pending and not self.error
+
+
+@dataclass(frozen=True)
+class Head:
+    """Of what a save is: the trial's progress, its last metrics, and when they were reported."""
+
+    progress: Progress
+    metrics: Mapping[str, Any]
+    reported: float
+
+
+@dataclass
+class News:
+    """What has been heard since the last look."""
+
+    checkpoint: CheckpointRef | None = None
+    interval: float = 0.0
+    trouble: OSError | None = None
+
+
+@dataclass
+class _Sent:
+    iteration: int
+    at: float  # when it was handed over
+
+
+class Saves:
+    """The saves of one attempt. Whoever calls holds the session's lock."""
+
+    def __init__(self, current: session.Session, policy: due.Policy, score: Score, news: Callable[[], None]) -> None:
+        self._session, self._env = current, current.env
+        self.schedule = due.Schedule(policy, current.env.mtbf)
+        self.score = score
+        self.keep: Mapping[str, Any] = {}
+        self.counts = Counts()
+        self.uploader = Uploader(current.env, news)
+        self.base: str | None = None
+        self.claim: Mapping[str, Any] | None = None  # what must be in the store before the first commit
+        self._best: float | None = None
+        self._best_saves: set[int] = set()  # numbers of saves that were the best when they were made
+        self._sent: dict[int, _Sent] = {}
+        self._committed = 0
+        self._size = 0  # bytes of the largest save so far
+        self.synced = 0  # bytes of raw results that are in the store
+        self._news = News()
+        self.fenced: str | None = None  # why nothing of this attempt counts any more
+        self.refused: str | None = None  # why the store can never hold a save, for the trainer to hear
+        self._patient_from: float | None = None  # since when a failing store is waited for
+
+    # What is heard.
+
+    def hear(self, timeout: float = 0.0) -> None:
+        """Take in what the upload process has answered."""
+        for answer in self.uploader.hear(timeout):
+            self._take_in(answer)
+
+    def _take_in(self, answer: Answer) -> None:
+        if isinstance(answer, Synced):
+            self.synced = max(self.synced, answer.size)
+            if answer.error:
+                self._news.trouble = Unreachable(answer.error)
+        elif isinstance(answer, Fenced):
+            self.fenced = answer.text or "a later attempt of this trial has begun"
+        elif isinstance(answer, Committed):
+            sent = self._sent.pop(answer.number)
+            self.counts.committed += 1
+            self._committed, self.claim = max(self._committed, sent.iteration), None
+            self._news.interval = self.schedule.saved(sent.iteration, sent.at, answer.seconds)
+            self._news.checkpoint = answer.reference
+        elif isinstance(answer, Dropped):
+            self._sent.pop(answer.number, None)
+            self.counts.dropped += 1
+        elif isinstance(answer, Refused):
+            self._sent.pop(answer.number, None)
+            self.refused = answer.text
+        else:
+            self._fail(answer)
+
+    def _fail(self, answer: Failed) -> None:
+        kinds = {"denied": Denied, "unreachable": Unreachable}
+        self._news.trouble = kinds.get(answer.kind, OSError)(answer.text)
+        if not answer.again:
+            self.counts.failed += 1
+            sent = self._sent.pop(answer.number, None)
+            if sent is not None:
+                self.schedule.lost(sent.iteration)
+
+    def news(self) -> News:
+        """What has been heard since the last call."""
+        found, self._news = self._news, News()
+        return found
+
+    # When.
+
+    def busy(self) -> bool:
+        """Whether as many saves are on their way as may be."""
+        self.hear()
+        return len(self.uploader.outstanding) >= ON_ITS_WAY
+
+    def why(self, iteration: int, *, stopped: bool = False) -> str | None:
+        """Why a save is due at an iteration, None if it is not."""
+        return self.schedule.why(iteration, time.monotonic(), stopped=stopped)
+
+    def preemption(self) -> leaving.Preemption | None:
+        """What is left to a pod that was asked to go, None if it was not."""
+        by = self._session.leave_by()
+        if by is None:
+            return None
+        left = max(by - time.monotonic(), 0.0)
+        self.uploader.hurry(left)
+        return leaving.Preemption(self._session.source, left, self.way_out() != "finish")
+
+    def way_out(self) -> leaving.Way:
+        """How to use the last seconds; without a measurement, by saving."""
+        by = self._session.leave_by()
+        stall, upload = self.schedule.cost, self.schedule.upload
+        if by is None or stall is None:
+            return "save"
+        now, sending = time.monotonic(), 0.0
+        if self.uploader.outstanding:
+            per_save = upload or 0.0
+            sending = max(per_save - (now - self.uploader.begun_at), 0.0)
+            sending += per_save * (len(self.uploader.outstanding) - 1)
+        return leaving.way_out(by - now, leaving.InHand(sending, stall + (upload or 0.0)))
+
+    # How.
+
+    def hand_over(self, source: Checkpoint | Save, why: str, head: Head, *, spent: float = 0.0) -> bool:
+        """Take a save from the trainer; False if it was skipped, or there is no room for it.
+
+        `spent`: seconds that the trainer has spent on it already.
+
+        :raises ValueError: if the folder cannot be a checkpoint; whatever a save function raises.
+        :raises OSError: if the scratch folder cannot be written.
+        """
+        if not self._make_way(why):
+            self.counts.skipped += 1
+            return False
+        iteration = head.progress.iteration
+        start = time.monotonic()
+        try:
+            staged = self._staged(source)
+        finally:
+            end = time.monotonic()
+            self.schedule.tried(iteration, start - spent, end)
+        self._size = max(self._size, staged.size)
+        try:
+            number = self._send(staged, why, head)
+        except OSError as error:
+            saving.remove(staged.folder)
+            raise saving.NotStaged(*error.args) from error
+        self._sent[number] = _Sent(iteration, end)
+        self.schedule.handed(iteration)
+        if self._is_best(head.metrics):
+            self._best_saves.add(number)
+        return True
+
+    def _send(self, staged: saving.Staged, why: str, head: Head) -> int:
+        return self.uploader.save(
+            folder=os.fspath(staged.folder),
+            kind=staged.kind,
+            why=why,
+            progress=head.progress.to_json(),
+            metrics=dict(head.metrics),
+            reported=head.reported,
+            instead=self._replaceable(),
+            claim=self.claim,
+            keep=self.keep,
+            base=self.base,
+        )
+
+    def _is_best(self, metrics: Mapping[str, Any]) -> bool:
+        score = self.score(metrics)
+        if score is None or (self._best is not None and score <= self._best):
+            return False
+        self._best = score
+        return True
+
+    def _replaceable(self) -> int:
+        """The number of the waiting save that a newer one may take the place of, 0 if there is none."""
+        if len(self.uploader.outstanding) < ON_ITS_WAY or self.schedule.policy.on_busy == "Wait":
+            return 0
+        number, waiting = [*self.uploader.outstanding.items()][-1]
+        return number if waiting.why in REPLACEABLE and number not in self._best_saves else 0
+
+    def _make_way(self, why: str) -> bool:
+        """See to it that there is room for one more on its way; False if this one is to be skipped."""
+        if not self.busy():
+            return True
+        stuck = self.uploader.failing is not None
+        if self.schedule.policy.on_busy == "Skip" and why in REPLACEABLE:
+            return False
+        if (self.schedule.policy.on_busy == "Latest" or stuck) and self._replaceable():
+            return True
+        if stuck and why in REPLACEABLE:
+            return False  # training goes on without the store, which has the newer ones before it already
+        self.wait(lambda: len(self.uploader.outstanding) < ON_ITS_WAY)
+        return True
+
+    def _staged(self, source: Checkpoint | Save) -> saving.Staged:
+        """The trainer's files in a folder of ours; if scratch is full, once more when what is on its way is gone."""
+        if self.uploader.outstanding and self._size and not saving.room(self._env.scratch, self._size):
+            self._wait_for_room()
+        try:
+            return saving.staged(source, self._env.scratch)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self.uploader.outstanding:
+                raise
+            self._wait_for_room()
+            return saving.staged(source, self._env.scratch)
+
+    def _wait_for_room(self) -> None:
+        wanted = f"{(3 * self._size >> 20) + 1} MiB" if self._size else "three times the size of a save"
+        self._session.warn_once(
+            "room",
+            f"the scratch folder {self._env.scratch} has no room for a save while one is sent, so report() waits: "
+            f"give the pod {wanted} of it (ephemeral-storage, or sizeLimit of its emptyDir)",
+        )
+        self.wait(lambda: not self.uploader.outstanding)
+
+    def wait(self, enough: Callable[[], bool], patience: float = resuming.PATIENCE, by: float | None = None) -> bool:
+        """Wait until there is `enough` room; gives up `patience` seconds after the store has begun to fail, at `by`
+        (monotonic), and when the pod must go. Whether there is."""
+        start = time.monotonic()
+        while not enough():
+            now = time.monotonic()
+            leave = self._session.leave_by() if signals.asked_to_go(self._session) else None
+            if leave is not None:
+                self.uploader.hurry(leave - now)
+            ends = [end for end in (leave, by, self._give_up(now, patience)) if end is not None]
+            if ends and now >= min(ends):
+                break
+            self.hear(min([LISTEN, *(end - now for end in ends)]))
+        self.counts.waited += time.monotonic() - start
+        return enough()
+
+    def _give_up(self, now: float, patience: float) -> float | None:
+        """When to wait no longer for a store that fails; None while it does not."""
+        failing = self.uploader.failing
+        if failing is None:
+            self._patient_from = None
+            return None
+        self._patient_from = self._patient_from or now
+        return self._patient_from + (patience if failing.kind == "unreachable" else 0.0)
+
+    # The end.
+
+    def flush(self, timeout: float | None = None) -> FlushResult:
+        """Wait until every save is in the store, or it is of no use to wait."""
+        by = None if timeout is None else time.monotonic() + timeout
+        self.hear()
+        self.uploader.retry()
+        self.wait(lambda: not self.uploader.outstanding, by=by)
+        pending = tuple(save.iteration for save in self.uploader.outstanding.values())
+        failing = self.uploader.failing
+        return FlushResult(self._committed, pending, failing.text if failing else "")
+
+    def close(self, seconds: float) -> None:
+        """End the upload process, with the raw results sent if that can be."""
+        for answer in self.uploader.close(seconds):
+            self._take_in(answer)

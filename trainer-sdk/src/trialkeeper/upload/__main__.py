@@ -1,0 +1,5 @@
+"""The upload process: `python -m trialkeeper.upload`, started by the trainer's side and by nobody else."""
+
+from trialkeeper.upload.process import main
+
+main()
