@@ -21,7 +21,9 @@ from trialkeeper.errors import CheckpointCorrupt
 from trialkeeper.store.directory import DirectoryStore
 
 UNTIL = "for i in range(start, 9):\n    trialkeeper.report({'loss': 1.0 / (i + 1)}, checkpoint=save)\n"
-KILLED_AT = UNTIL + "    if trialkeeper.get_context().attempt == 1 and i == 4: trialkeeper.flush(); os.kill(os.getpid(), 9)\n"
+KILLED_AT = (
+    UNTIL + "    if trialkeeper.get_context().attempt == 1 and i == 4: trialkeeper.flush(); os.kill(os.getpid(), 9)\n"
+)
 
 
 @pytest.fixture
@@ -44,7 +46,11 @@ def test_an_attempt_goes_on_after_its_checkpoint(place: Place) -> None:
 
 def test_losses_of_several_attempts_add_up(place: Place) -> None:
     place.settings["checkpoint"] = {"frequency": 4}
-    script = SAVING + UNTIL + "    if i - start == trialkeeper.get_context().attempt: trialkeeper.flush(); os.kill(os.getpid(), 9)\n"
+    script = (
+        SAVING
+        + UNTIL
+        + "    if i - start == trialkeeper.get_context().attempt: trialkeeper.flush(); os.kill(os.getpid(), 9)\n"
+    )
     for attempt in (1, 2, 3, 4):
         place.run(script, attempt)
     raw = sum(len(place.rows(a)) for a in (1, 2, 3, 4, 5))
