@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from trainers import Place
+from words import ROOT, blocks, section
 
 COUNTER = """
 class Counter(trialkeeper.Trainable):
@@ -193,3 +194,29 @@ def test_a_function_takes_the_config_or_nothing(place: Place, function: str, los
     left = place.run(f"{function}\ntrialkeeper.main(f, lr=3)")
     assert left.code == 0, left.err
     assert [row["loss"] for row in place.rows()] == losses
+
+
+def test_the_docs_class_is_a_trainable_that_resumes(place: Place) -> None:
+    (code,) = blocks(section(ROOT / "docs" / "frameworks.md", "The class API"), "python")
+    place.settings["stop"] = {"maxIterations": 7}
+    assert place.run(code).end == ("complete", "MaxIterations")
+    place.settings["stop"] = {}
+    left = place.run(code, 2)
+    assert left.end == ("complete", ""), left.err
+    assert [row["training_iteration"] for row in place.rows(2)] == list(range(8, 21))
+    assert place.rows(2)[-1]["loss"] == pytest.approx(9 * 0.64**20)
+
+
+def test_should_checkpoint_saves_now(place: Place) -> None:
+    place.settings["checkpoint"] = {"frequency": 100}
+    forced = COUNTER.replace('"done": self.n == 4', '"done": self.n == 4, "should_checkpoint": self.n == 2')
+    place.run(forced + RUN)
+    assert numbers(place.manifests()) == [2, 4]
+
+
+def test_no_framework_is_imported_with_what_saves_it(place: Place) -> None:
+    left = place.run(
+        "import trialkeeper.integrations\ntrialkeeper.main\nframeworks = {'torch', 'lightning', 'transformers', "
+        "'sklearn', 'xgboost', 'skops', 'numpy'}\nprint(sorted(frameworks & set(sys.modules)))"
+    )
+    assert left.out == "[]\n"

@@ -42,9 +42,9 @@ class TrialCallback(LastCallback):  # type: ignore[misc, unused-ignore]
 
     `metrics`: names of those to report, all if None. `mid_epoch`: whether a pod that is to go saves at the end of the
     batch, which is one more iteration; by default only if the loader can go on from there (it has `state_dict` and
-    `load_state_dict`: torchdata's StatefulDataLoader, or `ResumableLoader`). Without that, Lightning leaves at the end of
-    the batch all the same, and the epoch is run again; with `mid_epoch=True` and another loader, the rest of the epoch
-    is filled up with batches from its beginning, newly shuffled.
+    `load_state_dict`: torchdata's StatefulDataLoader, or `ResumableLoader`). Without that, Lightning leaves at the end
+    of the batch all the same, and the epoch is run again; with `mid_epoch=True` and another loader, the rest of the
+    epoch is filled up with batches of a new shuffle.
 
     It is called after all other callbacks, so that their state is saved as of this epoch. One process, so far.
     """
@@ -93,7 +93,7 @@ class TrialCallback(LastCallback):  # type: ignore[misc, unused-ignore]
             self._report(trainer)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        if trainer.sanity_checking or not trainer.state.fn == "fit":
+        if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._report(trainer)

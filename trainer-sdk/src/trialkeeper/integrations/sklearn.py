@@ -7,7 +7,7 @@
     model = saved["model"]
     for epoch in range(saved["epoch"], epochs):
         model.partial_fit(x, y, classes=classes)
-        trialkeeper.report({"accuracy": ...}, checkpoint=lambda folder: state.save(folder, model=model, epoch=epoch + 1))
+        trialkeeper.report({"accuracy": ...}, checkpoint=lambda f: state.save(f, model=model, epoch=epoch + 1))
 
 Resuming is bit-identical for estimators whose `random_state` is a number, with the same version of scikit-learn. What
 cannot be restored: that several objects share one generator of random numbers. With `random_state=None` an estimator
@@ -63,8 +63,8 @@ def load(
 ) -> dict[str, Any]:
     """What `save` was given, by name; the global generators of random numbers are set to what they were.
 
-    `trusted`: full names of types of yours that estimators hold. `allow_pickle`: read pickles, too, which runs code from
-    the checkpoint.
+    `trusted`: full names of types of yours that estimators hold. `allow_pickle`: read pickles, too, which runs code
+    from the checkpoint.
 
     :raises ValueError: if there are pickles and that is not allowed, or types that nobody trusts.
     """

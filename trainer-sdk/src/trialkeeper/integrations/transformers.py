@@ -6,10 +6,10 @@
     trainer = Trainer(model, arguments, train_dataset=..., callbacks=[TrialCallback()])
     trainer.train(resume_from_checkpoint=resume_from_checkpoint())
 
-One log (or evaluation, or both, if they are of one step) is one iteration. Checkpoints are the Trainer's own, taken from
-`output_dir` as it writes them: weights, optimizer, scheduler, scaler, random numbers, and the data's position, to which
-it skips. Resuming gives bit-identical weights. What cannot be restored: the `loss` of a logging interval that a resume
-cuts is averaged over what came after it; and a preemption between two logs adds an iteration of its own.
+One log (or evaluation, or both, if they are of one step) is one iteration. Checkpoints are the Trainer's own, taken
+from `output_dir` as it writes them: weights, optimizer, scheduler, scaler, random numbers, and the data's position, to
+which it skips. Resuming gives bit-identical weights. What cannot be restored: the `loss` of a logging interval that a
+resume cuts is averaged over what came after it; and a preemption between two logs adds an iteration of its own.
 
 A rule in `spec.stop` ends training at a log, after which nothing is saved: the newest checkpoint may be older than that
 end. The end of training itself is always saved. One process, so far.

@@ -5,11 +5,11 @@
     trial = TrialCallback(trialkeeper.get_checkpoint())
     xgboost.train(params, data, trial.rounds(100), evals=[(held, "val")], xgb_model=trial.model, callbacks=[trial])
 
-Resuming is bit-identical for trees without sampling (`subsample` and all `colsample_by*` are 1). What cannot be restored
-is the state of XGBoost's random numbers, which no booster file has: with sampling, or dropped trees (`dart`), the rounds
-after a resume draw others than an undisturbed run would have drawn, from a seed that depends on the round. Updaters that
-race (`gblinear` with `shotgun`) are not reproducible in the first place. `evals_result` has the rounds of this attempt
-only; Trialkeeper's results have all of them.
+Resuming is bit-identical for trees without sampling (`subsample` and all `colsample_by*` are 1). What cannot be
+restored is the state of XGBoost's random numbers, which no booster file has: with sampling, or dropped trees (`dart`),
+the rounds after a resume draw others than an undisturbed run would have drawn, from a seed that depends on the round.
+Updaters that race (`gblinear` with `shotgun`) are not reproducible in the first place. `evals_result` has the rounds of
+this attempt only; Trialkeeper's results have all of them.
 """
 
 from __future__ import annotations
