@@ -81,7 +81,7 @@ class Committed:
 
 def objects(body: Mapping[str, Any]) -> frozenset[str]:
     """The keys of the objects that hold a checkpoint's bytes; some may be of an older checkpoint."""
-    return frozenset(entry.get("key") or f"{body['data']}/{entry['path']}" for entry in body["files"])
+    return frozenset(entry["key"] for entry in body["files"])
 
 
 def score(metrics: Mapping[str, Any], policy: Policy, iteration: int = 0) -> float | None:

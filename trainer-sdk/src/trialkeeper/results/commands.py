@@ -21,7 +21,9 @@ WHERE = "WHERE is a folder (runs/digits), a bucket (s3://bucket/prefix?endpoint=
 
 
 def _warn(sentence: str) -> None:
-    click.echo(f"trialkeeper: {sentence}", err=True)
+    from trialkeeper.results.output import clean
+
+    click.echo(f"trialkeeper: {clean(' '.join(sentence.split()))}", err=True)
 
 
 @contextmanager
@@ -202,14 +204,17 @@ def download(where: str, trial: str, folder: Path | None, files: tuple[str, ...]
 
     TRIAL is a trial's name or index, or `best`. The newest whole checkpoint is taken unless another one is named.
     """
+    from trialkeeper.results.output import clean
+
     with _opened(where) as found, ExitStack() as stack:
         name, _, which = trial.partition("@")
         checkpoint, chosen = _checkpoint(found, name, which or "latest")
-        target = folder or Path(f"{chosen.name.replace('/', '_')}-i{checkpoint.iteration}")
+        title = clean(chosen.name)
+        target = folder or Path(f"{title.replace('/', '_')}-i{checkpoint.iteration}")
         from trialkeeper.results.download import chosen as files_of
 
         total = sum(entry["size"] for entry in files_of(checkpoint.manifest, files or None))
-        progress = _progress(f"{chosen.name} at {checkpoint.iteration}", total, stack)
+        progress = _progress(f"{title} at {checkpoint.iteration}", total, stack)
         done = checkpoint.to_directory(target, files or None, progress)
         stack.close()
         click.echo(f"{done}")
@@ -250,7 +255,7 @@ def _progress(title: str, total: int, stack: ExitStack) -> Told:
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
     except ImportError:
         return lambda _: None
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn()
     bar = stack.enter_context(Progress(*columns, console=Console(stderr=True), transient=True))
     task = bar.add_task(title, total=total)
     return lambda count: bar.advance(task, count)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from trialkeeper.metrics import AUTOMATIC, written
-from trialkeeper.results.reading import Results, Trial, best_of, told
+from trialkeeper.results.reading import Results, Trial, best_of, config, told
 from trialkeeper.results.rows import Row
 from trialkeeper.results.tensorboard import NAME, EventFile
 
@@ -75,7 +75,8 @@ def columns(trials: Sequence[Trial], *, raw: bool) -> list[str]:
     """Every column that a row of these trials has."""
     names: dict[str, None] = {}
     for trial in trials:
-        for row in told(trial, trial.rows(raw=raw)):
+        names |= dict.fromkeys(config(trial))
+        for row in trial.rows(raw=raw):
             if not row.keys() <= names.keys():
                 names |= dict.fromkeys(row)
     return ordered(names)
@@ -83,7 +84,10 @@ def columns(trials: Sequence[Trial], *, raw: bool) -> list[str]:
 
 def as_json(row: Row) -> str:
     """A row as a line of JSON, which knows no NaN: such are words, as in raw results."""
-    return json.dumps({k: written(v) if isinstance(v, float) else v for k, v in row.items()}, separators=(",", ":"))
+    try:
+        return json.dumps(row, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        return json.dumps({k: written(v) if isinstance(v, float) else v for k, v in row.items()}, separators=(",", ":"))
 
 
 @contextmanager
@@ -107,8 +111,11 @@ def write_csv(trials: Sequence[Trial], out: IO[str], *, raw: bool) -> None:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(names)
     for trial in trials:
-        for row in told(trial, trial.rows(raw=raw)):
-            writer.writerow([row.get(name, "") for name in names])
+        fixed = {"trial_id": trial.name, **config(trial)}
+        cells = [(name, fixed.get(name, "")) for name in names]
+        for row in trial.rows(raw=raw):
+            row["trial_id"] = trial.name
+            writer.writerow([row.get(name, value) for name, value in cells])
 
 
 def write_json(trials: Sequence[Trial], out: IO[str], *, raw: bool) -> None:

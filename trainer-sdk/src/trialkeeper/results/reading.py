@@ -18,7 +18,6 @@ from trialkeeper import contract, manifest, parallel
 from trialkeeper.checkpoint import Checkpoint
 from trialkeeper.contract import Message
 from trialkeeper.errors import CheckpointCorrupt
-from trialkeeper.metrics import AUTOMATIC
 from trialkeeper.results import download, lineage, rows
 from trialkeeper.results.known import FINAL, Known, KnownTrial, NotThere, Objective, Source
 from trialkeeper.results.places import Place, Told, remove
@@ -463,11 +462,12 @@ class Results:
 
 
 def told(trial: Trial, found: Iterator[Row]) -> Iterator[Row]:
-    """Rows as a table of several trials has them: whose they are first, then metrics, parameters, and the rest."""
-    name = trial.name
-    config = {f"config/{k}": json.dumps(v) if isinstance(v, (dict, list)) else v for k, v in trial.parameters.items()}
+    """Rows as a table of several trials has them: with whose they are, and parameters where no metric has the name."""
+    head = {"trial_id": trial.name, **config(trial)}
     for row in found:
-        own = {k: v for k, v in row.items() if k not in AUTOMATIC}
-        rest = {k: row[k] for k in AUTOMATIC if k in row}
-        first = {"trial_id": name, "training_iteration": row["training_iteration"]}
-        yield {**first, **own, **{k: v for k, v in config.items() if k not in own}, **rest, **first}
+        yield {**head, **row, "trial_id": head["trial_id"]}
+
+
+def config(trial: Trial) -> Row:
+    """A trial's parameters as columns."""
+    return {f"config/{k}": json.dumps(v) if isinstance(v, (dict, list)) else v for k, v in trial.parameters.items()}

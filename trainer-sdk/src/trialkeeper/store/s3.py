@@ -27,6 +27,8 @@ from trialkeeper.store.transfer import download, plan, upload
 from trialkeeper.store.wire import WORKERS, Refused, Wire, xml
 
 if TYPE_CHECKING:
+    from xml.etree import ElementTree
+
     from trialkeeper.store import Store
 
 WRITE_ID = (
@@ -109,20 +111,8 @@ class S3Store:
 
     def sizes(self, prefix: str) -> Iterator[tuple[str, int, float]]:
         top = f"{self._folder}/"
-        asked = {"list-type": "2", "encoding-type": "url", "prefix": top + prefix}
-        while True:
-            page = xml(self._wire.request("GET", "", asked).body, "ListBucketResult")
-            if page is None:
-                raise Refused(f"{self._wire.bucket} answers with something else than a list")
-            for entry in page.iterfind("Contents"):
-                key = unquote_plus(entry.findtext("Key") or "")
-                if key.startswith(top + prefix):
-                    yield key[len(top) :], int(entry.findtext("Size") or 0), _time(entry.findtext("LastModified"))
-            if page.findtext("IsTruncated") != "true":
-                return
-            asked["continuation-token"] = page.findtext("NextContinuationToken") or ""
-            if not asked["continuation-token"]:
-                raise Refused(f"{self._wire.bucket} does not say how its list goes on")
+        for key, size, modified in listed(self._wire, top + prefix):
+            yield key[len(top) :], size, modified
 
     def delete(self, key: str) -> None:
         full = self._key(key)
@@ -192,6 +182,33 @@ class S3Store:
 
         once(place, place, files, work, self._wire.out_of_time)
         return place
+
+
+def pages(wire: Wire, **asked: str) -> Iterator[ElementTree.Element]:
+    """The pages of a list of the bucket, as XML; `asked` are the query's fields.
+
+    :raises OSError: if it cannot be had whole.
+    """
+    query = {"list-type": "2", "encoding-type": "url", **asked}
+    while True:
+        page = xml(wire.request("GET", "", query).body, "ListBucketResult")
+        if page is None:
+            raise Refused(f"{wire.bucket} answers with something else than a list")
+        yield page
+        if page.findtext("IsTruncated") != "true":
+            return
+        query["continuation-token"] = page.findtext("NextContinuationToken") or ""
+        if not query["continuation-token"]:
+            raise Refused(f"{wire.bucket} does not say how its list goes on")
+
+
+def listed(wire: Wire, prefix: str) -> Iterator[tuple[str, int, float]]:
+    """(key, bytes, when it was written) of all of the bucket's objects whose key begins with `prefix`."""
+    for page in pages(wire, prefix=prefix):
+        for entry in page.iterfind("Contents"):
+            key = unquote_plus(entry.findtext("Key") or "")
+            if key.startswith(prefix):
+                yield key, int(entry.findtext("Size") or 0), _time(entry.findtext("LastModified"))
 
 
 def _time(text: str | None) -> float:
