@@ -194,7 +194,7 @@ def _root() -> Path:
     return Path.cwd() / PLAIN_STORE / _script()
 
 
-def _told_file(life: int) -> Path:
+def told_file(life: int) -> Path:
     """Where a plain run's rank 0 tells the others its folder: they are all children of one launcher."""
     return _root() / f".ranks-{os.getppid()}-{life}"
 
@@ -209,7 +209,7 @@ def _told_by_rank_zero(place: ranks.Place) -> str:
     end = time.monotonic() + PLAIN_PATIENCE
     while time.monotonic() < end:
         try:
-            return _told_file(place.life).read_text()
+            return told_file(place.life).read_text()
         except OSError:
             time.sleep(0.05)
     raise ValueError(
@@ -268,7 +268,7 @@ def reserved(env: Environment) -> Environment:
             break  # said when something is to be written
     tell_workers(env)
     if env.world > 1:
-        told = _told_file(env.life)
+        told = told_file(env.life)
         told.with_name(f"{told.name}.new").write_text(os.environ[ENV_PLAIN])
         told.with_name(f"{told.name}.new").replace(told)
     return env
@@ -277,9 +277,3 @@ def reserved(env: Environment) -> Environment:
 def tell_workers(env: Environment) -> None:
     """Tell the children of a plain run's process which folder is theirs."""
     os.environ[ENV_PLAIN] = f"{env.attempt}:{env.folder}"
-
-
-def forget_told(env: Environment) -> None:
-    """At the end of a plain run's rank 0."""
-    if env.plain and env.world > 1:
-        _told_file(env.life).unlink(missing_ok=True)

@@ -128,6 +128,12 @@ class Leader:
                     return {r: notes[r] for r in wanted if r in notes}
                 self._noted.wait(min(left, 0.2))
 
+    def await_all(self, by: float) -> None:
+        """Wait until every rank has come, and so has heard all, or a moment (monotonic)."""
+        with self._lock:
+            while len(self._came) < self._world - 1 and (left := by - self._clock()) > 0:
+                self._noted.wait(min(left, 0.2))
+
     # From the wire.
 
     def join(self, rank: int, send: Send) -> str | None:
@@ -144,6 +150,7 @@ class Leader:
                 send(word)
             if len(self._came) == self._world - 1:
                 self._log.clear()
+            self._noted.notify_all()
             return None
 
     def leave(self, rank: int) -> None:

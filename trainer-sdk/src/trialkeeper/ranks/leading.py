@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from trialkeeper import contract
-from trialkeeper.environment import forget_told
+from trialkeeper.environment import told_file
 from trialkeeper.ranks import Alone, meeting, shards
 from trialkeeper.ranks.agreement import Leader
 from trialkeeper.ranks.wire import Address, Departed, Server, hosts_of_this_machine
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from trialkeeper.session import Session
 
 PATIENCE = 600.0  # seconds for ranks of other pods to fetch their part of a checkpoint
+LATE = 20.0  # seconds after rank 0's start until which it waits at its end for ranks that are still starting
 PAUSE = 5.0  # seconds between two tries to tell other pods where rank 0 is
 
 
@@ -31,9 +32,17 @@ class Lead(Alone):
         env = current.env
         self._session, self._env = current, env
         self._leader = Leader(env.world)
-        self._server = Server(self._leader, attempt=env.attempt, world=env.world, local=env.one_pod, heard=self._heard)
+        self._server = Server(
+            self._leader,
+            attempt=env.attempt,
+            world=env.world,
+            local=env.one_pod,
+            heard=self._heard,
+            left=lambda rank: shards.mark_gone(env, rank),
+        )
         hosts = ("127.0.0.1",) if env.one_pod else hosts_of_this_machine((env.master,))
         self._address = Address(hosts, self._server.port, self._server.token)
+        self._told = told_file(env.life) if env.plain else None  # at the end the script's name is not known any more
         self._ended = threading.Event()
         try:
             meeting.publish_here(self._address, env.scratch, env.attempt, env.life)
@@ -80,13 +89,17 @@ class Lead(Alone):
 
     def close(self, *, complete: bool) -> None:
         self._ended.set()
+        by = self._session.leave_by()
+        late = self._session.opened_at + LATE  # a rank that needs longer to come than this one has lived is none
+        self._leader.await_all(late if by is None else min(late, by))
         self._server.close(complete=complete)
         env, gone = self._env, Departed(complete)
         with contextlib.suppress(OSError):
             meeting.publish_here(gone, env.scratch, env.attempt, env.life)
             if not env.one_pod:
                 meeting.publish_everywhere(gone, open_store(env, self._session.leave_by), env.attempt, env.life)
-        forget_told(env)
+            if self._told is not None:
+                self._told.unlink(missing_ok=True)
 
     def forked(self) -> None:
         self._server.abandon()

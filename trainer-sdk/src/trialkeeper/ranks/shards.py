@@ -22,6 +22,7 @@ from trialkeeper.errors import CheckpointCorrupt, WorldSizeChanged
 from trialkeeper.store import AlreadyThere, Missing, Store
 
 PATIENCE = 300.0  # seconds for all parts of a save to come, counted from when rank 0's own is there
+LAST_SECOND = 1.0  # of the grace, which is left for saying that it did not suffice
 LOOK_AT_MARKS, LOOK_INTO_STORE = 0.05, 1.0  # seconds between two looks, in the store at most
 EMPTY, FAILED = "empty", "failed"
 
@@ -73,6 +74,25 @@ def mark(env: Environment, rank: int, nonce: str, what: str) -> None:
         path = _mark(env, rank, nonce, what)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+
+
+def _gone(env: Environment, rank: int) -> Path:
+    return env.scratch / "parts" / f"gone-{env.life}-{rank:05d}"
+
+
+def mark_gone(env: Environment, rank: int) -> None:
+    """Leave word for rank 0's upload process that a rank is gone: what it has handed over may still come."""
+    with contextlib.suppress(OSError):
+        _gone(env, rank).parent.mkdir(parents=True, exist_ok=True)
+        _gone(env, rank).touch()
+
+
+def _waits_for(env: Environment, rank: int) -> bool:
+    """Whether the part of a rank may still come: its upload process has the grace, once its trainer is gone."""
+    try:
+        return time.time() - _gone(env, rank).stat().st_mtime < env.grace
+    except OSError:
+        return True
 
 
 def has_files(folder: Path) -> bool:
@@ -145,9 +165,11 @@ def gather(
             looked_at, pause = time.monotonic(), min(2 * pause, LOOK_INTO_STORE)
         by = leave_by()
         if len(parts) < env.world:
-            if time.monotonic() >= (end if by is None else min(end, by)):
+            late = time.monotonic() >= (end if by is None else min(end, by - LAST_SECOND))
+            missed = [rank for rank in missing if rank not in parts and (late or not _waits_for(env, rank))]
+            if missed:
                 raise PartMissing(
-                    f"rank {missing[0]} has not saved its part in time: every process must call report(), "
+                    f"rank {missed[0]} has not saved its part in time: every process must call report(), "
                     "with checkpoint=None if it has nothing to save"
                 )
             time.sleep(LOOK_AT_MARKS)

@@ -129,13 +129,20 @@ class _Member:
 class Server:
     """Rank 0's ear and mouth. `heard` gets a rank and what it says, unless that is for the leader.
 
-    It raises ValueError, KeyError or TypeError for what makes no sense.
+    It raises ValueError, KeyError or TypeError for what makes no sense. `left` gets a rank that is gone.
     """
 
     def __init__(
-        self, leader: Leader, *, attempt: int, world: int, local: bool, heard: Callable[[int, Word], None]
+        self,
+        leader: Leader,
+        *,
+        attempt: int,
+        world: int,
+        local: bool,
+        heard: Callable[[int, Word], None],
+        left: Callable[[int], None] = lambda rank: None,
     ) -> None:
-        self._leader, self._attempt, self._world, self._heard = leader, attempt, world, heard
+        self._leader, self._attempt, self._world, self._heard, self._left = leader, attempt, world, heard, left
         self.token = secrets.token_hex(16)
         self._listener = _listen(local)
         self.port: int = self._listener.getsockname()[1]
@@ -258,6 +265,7 @@ class Server:
         member.connection.close()
         if member.rank is not None:
             self._leader.leave(member.rank)
+            self._left(member.rank)
 
 
 def _listen(local: bool) -> socket.socket:
