@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,20 @@ def test_every_experiment_in_the_words_is_a_good_one(page: Path) -> None:
 def test_every_link_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_the_page_on_saving_has_trainers_that_save(tmp_path: Path) -> None:
+    inline, trainer, flush = (textwrap.dedent(b) for b in blocks((ROOT / "docs/saving.md").read_text(), "python"))
+    (tmp_path / "train.py").write_text(trainer + "loss, save = 0.5, None\n" + inline + flush)
+    env = {k: v for k, v in os.environ.items() if not k.startswith("TRIALKEEPER_")} | {"TRIALKEEPER_RESUME": "1"}
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "train.py"],
+            cwd=tmp_path,
+            env=env | {"TRIALKEEPER_RESUME": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "are not in the store" not in done.stdout
+    assert [*(tmp_path / "trialkeeper-store").rglob("manifests/a000001-*.json")]
