@@ -110,6 +110,14 @@ class Stepping:
     def append(self, key: str) -> Appender:
         return self._store.append(key)
 
+    def keep(self, folder: Path, key: str, older: Sequence[Entry]) -> Sequence[Entry]:
+        self._gate()
+        return self._store.keep(folder, key, older)
+
+    def fetch(self, key: str, files: Sequence[Entry]) -> Path:
+        self._gate()
+        return self._store.fetch(key, files)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
@@ -145,7 +153,7 @@ class MemoryStore:
         raise NotImplementedError
 
     def sizes(self, prefix: str) -> Iterator[tuple[str, int, float]]:
-        return ((key, len(self.get(key)), 0.0) for key in self.list(prefix))
+        raise NotImplementedError
 
     def keep(self, folder: Path, key: str, older: Sequence[Entry]) -> Sequence[Entry]:
         raise NotImplementedError

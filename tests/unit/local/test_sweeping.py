@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fake_s3 import fake_s3
+from manifests import body, entry
 from minio_server import KEYS
 from stores import environment_of
 from trialkeeper import contract, manifest
@@ -26,11 +27,8 @@ def fill(url: str, folder: Path) -> None:
     for n in (1, 2, 3):
         data = contract.data_key(1, n, "aa")
         store.put_new(f"{data}/w", b"w" * 1024)
-        body = {
-            "v": 1, "attempt": 1, "iteration": n, "metrics": {"loss": float(n)}, "reason": "", "data": data,
-            "files": [{"path": "w", "key": f"{data}/w"}],
-        }  # fmt: skip
-        store.put_new(contract.manifest_key(1, n), manifest.encode(body))
+        said = body(iteration=n, metrics={"loss": float(n)}, data=data, files=[entry(key=f"{data}/w")])
+        store.put_new(contract.manifest_key(1, n), manifest.encode(said))
     store.put_new("data/a000001-i000000000004-bb/w", b"orphan")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import random
 from collections.abc import Callable
@@ -15,18 +14,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import manifests
 from fake_s3 import fake_s3
 from interleaving import Actor, MemoryStore, Stepping, here, shuffled
+from manifests import body, entry
 from minio_server import KEYS
 from stores import environment_of
-from trialkeeper import contract, history, manifest, resuming, retention, session
+from trialkeeper import contract, history, manifest, resuming, retention, saving, session
 from trialkeeper import settings as trainer_settings
 from trialkeeper.checkpoint import Checkpoint
 from trialkeeper.environment import Environment
+from trialkeeper.errors import StaleAttempt
 from trialkeeper.retention import Committed, Policy, plan
 from trialkeeper.store import AlreadyThere, Store
 from trialkeeper.store.opening import open_at
+from trialkeeper.store.s3 import S3Store
 
 LOSS = Policy(2, "loss", "min")
 
@@ -142,6 +143,7 @@ class Story:
     """Attempts of a trial, some of them zombies, and of an heir of it, over one store."""
 
     def __init__(self, opened: Callable[[str], Store], env: Environment, seed: int, *, watched: bool) -> None:
+        """`watched`: on a store that keeps no files; each step is looked at."""
         self.opened, self.env, self.chance, self.watched = opened, env, random.Random(seed), watched
         self.actors: list[Actor] = []
         self.floors: list[dict[str, int]] = []  # before each operation of anybody, where an attempt had to begin
@@ -167,34 +169,56 @@ class Story:
             return
         assert begun.resumed.iteration >= min((floor[env.prefix] for floor in self.floors[since:]), default=0)
         at, base = begun.resumed.iteration, begun.record["base"]
-        known: dict[str, Committed] = {}
+        known = retention.Known()
         for iteration in range(at + 1, at + 1 + saves):
-            if not self._commit(store, env, iteration, base):
+            if not (
+                self._commit(store, env, iteration, base)
+                if self.watched
+                else self._commit_really(store, env, iteration)
+            ):
                 return
             retention.prune(store, env, self.policy, base, known)
+
+    def _commit_really(self, store: Store, env: Environment, iteration: int) -> bool:
+        """Through the store's own door: unchanged files are stored once."""
+        folder = self.env.scratch / f"made-{self.chance.getrandbits(64):x}"
+        folder.mkdir(parents=True)
+        (folder / "frozen").write_text(self.chance.choice("ab"))
+        (folder / "w").write_text(f"{env.prefix} {env.attempt} {iteration}")
+        try:
+            saving.commit(
+                store,
+                env,
+                folder,
+                kind="directory",
+                why="periodic",
+                progress=manifest.Progress(iteration, None, 1.0, {}, ()),
+                metrics={"loss": self.chance.choice([1.0, 2.0, 3.0])},
+                reported=1.0,
+                results=None,
+                older=saving.committed_files(store),
+            )
+        except StaleAttempt:
+            return False
+        return True
 
     def _commit(self, store: Store, env: Environment, iteration: int, base: str | None) -> bool:
         """As `saving.commit` does it; half of the time a file is one of an older checkpoint's objects."""
         data = contract.data_key(env.attempt, iteration, f"{self.chance.getrandbits(32):08x}")
         store.put_new(f"{data}/w", b"w")
-        files = [manifests.entry("w", key=f"{data}/w")]
+        files = [entry("w", key=f"{data}/w")]
         older = [key for key in store.list("manifests/") if key.startswith(f"manifests/a{env.attempt:06d}")][-2:]
         older += [base] if base and contract.parse_manifest_key(base) else []
         if older and self.chance.random() < 0.5:
             there = retention.read(store, self.chance.choice(older))
             shared = sorted(there.objects) if there is not None else []
-            files += [manifests.entry(str(n), key=key) for n, key in enumerate(shared)]
+            files += [entry(str(n), key=key) for n, key in enumerate(shared)]
         if max(history.records(store)) > env.attempt:
             return False
-        body = manifests.body(
-            attempt=env.attempt,
-            iteration=iteration,
-            metrics={"loss": self.chance.choice([1.0, 2.0, 3.0, "NaN"])},
-            files=files,
-            data=data,
-        )
+        metrics = {"loss": self.chance.choice([1.0, 2.0, 3.0, "NaN"])}
+        said = body(attempt=env.attempt, iteration=iteration, metrics=metrics, files=files, data=data)
         try:
-            store.put_new(contract.manifest_key(env.attempt, iteration), manifest.encode(body))
+            store.put_new(contract.manifest_key(env.attempt, iteration), manifest.encode(said))
         except AlreadyThere:
             return False
         return True
@@ -257,12 +281,12 @@ class Story:
             assert pin.startswith(contract.pins_of(HEIR)), "its own are taken back"
 
 
-def loaded(store: Store, key: str) -> Checkpoint:
-    body = manifest.decode(store.get(key))
-    for entry in body["files"]:
-        store.get(entry["key"])
-    found = Checkpoint(Path(), iteration=body["iteration"], attempt=body["attempt"])
-    found.manifest = body
+def loaded(store: Store, key: str, env: Environment | None = None) -> Checkpoint:
+    said = manifest.decode(store.get(key))
+    for file in said["files"]:
+        store.get(file["key"])
+    found = Checkpoint(Path(), iteration=said["iteration"], attempt=said["attempt"])
+    found.manifest = said
     return found
 
 
@@ -275,10 +299,10 @@ def tell(opened: Callable[[str], Store], env: Environment, seed: int, *, watched
         return opened(prefix) if actor is None else Stepping(opened(prefix), actor, story.watch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resuming, "load", loaded)
+        if watched:
+            patch.setattr(resuming, "load", loaded)
         patch.setattr(resuming, "open_at", at)
         patch.setattr(retention, "open_at", at)
-        patch.setattr(retention, "_let_go", set())
         patch.setattr(session, "warn", lambda sentence: None)
         try:
             for _ in range(story.chance.randrange(2, 7)):
@@ -310,15 +334,28 @@ def test_any_interleaving_ends_with_the_newest_complete_checkpoint_of_the_highes
     tell(lambda prefix: MemoryStore(objects, prefix), env, seed, watched=True)
 
 
+@pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("kind", ["directory", "fake"])
-def test_any_interleaving_on_a_real_store(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_interleaving_on_a_real_store(
+    kind: str, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
-    for seed in range(8):
-        with fake_s3() if kind == "fake" else nullcontext() as server:
-            if server is not None:
-                server.page = 2
-            folder = tmp_path / str(seed)
-            url = server.url if server is not None else (folder / "store").as_uri()
-            env = environment_of(url, folder)
-            tell(functools.cache(functools.partial(open_at, env)), env, seed)
+    opened: dict[tuple[str, str], Store] = {}
+    with fake_s3() if kind == "fake" else nullcontext() as server:
+        if server is not None:
+            server.page = 2
+        env = environment_of(server.url if server is not None else (tmp_path / "store").as_uri(), tmp_path)
+
+        def at(prefix: str) -> Store:
+            """Each attempt is a pod with a scratch folder of its own; who looks from outside has fetched nothing."""
+            actor = here()
+            key = actor.name if actor is not None else str(len(opened)), prefix
+            if key not in opened:
+                opened[key] = open_at(replace(env, scratch=env.scratch / str(len(opened))), prefix)
+            return opened[key]
+
+        tell(at, env, seed)
+        for store in opened.values():
+            if isinstance(store, S3Store):
+                store.close()

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import manifests
 from fake_s3 import Fault, fake_s3
+from manifests import body, entry
 from minio_server import KEYS
 from stores import environment_of
 from trialkeeper import contract, manifest, retention, sweep
@@ -58,10 +58,9 @@ def checkpoint(
     """A committed checkpoint of so many bytes of its own; its data key."""
     store, data = tree.at(trial), contract.data_key(number, iteration, "0a")
     store.put_new(f"{data}/deep/w", b"w" * size)
-    keys = [(f"{data}/deep/w", size), *((key, 1) for key in refers)]
-    files = [manifests.entry(f"deep/{n}", length, key=key) for n, (key, length) in enumerate(keys)]
-    body = manifests.body(attempt=number, iteration=iteration, metrics={"loss": loss}, files=files, data=data)
-    store.put_new(contract.manifest_key(number, iteration), manifest.encode(body))
+    files = [entry(f"deep/{n}", key=key) for n, key in enumerate((f"{data}/deep/w", *refers))]
+    said = body(attempt=number, iteration=iteration, metrics={"loss": loss}, files=files, data=data)
+    store.put_new(contract.manifest_key(number, iteration), manifest.encode(said))
     return data
 
 
@@ -238,13 +237,40 @@ def test_an_attempt_that_begins_meanwhile_ends_the_pass_over_its_trial(tree: Tre
     assert iterations(tree, f"{EXP}/00000") == [1, 2, 3, 4]
 
 
+def sized(prefix: str, committed: list[Committed], sizes: dict[str, int], kept: set[tuple[int, int]]) -> Sized:
+    return Sized(prefix, 1, committed, sizes, {key: key for key in sizes}, kept, ())
+
+
+def test_links_to_one_file_are_counted_once(tmp_path: Path) -> None:
+    tree = open_tree(environment_of((tmp_path / "store").as_uri(), tmp_path))
+    trial_of(tree, f"{EXP}/00000", [9.0, 8.0, 7.0])
+    files = sorted((tmp_path / "store" / EXP / "00000" / "data").glob("*/deep/w"))
+    for file in files[1:]:
+        file.unlink()
+        os.link(files[0], file)
+    assert Sweep(tree, now=time.time(), rules=budget(100)).run().checkpoints == 0
+    swept = Sweep(tree, now=time.time(), rules=budget(99)).run()
+    assert (swept.checkpoints, swept.bytes, swept.over) == (1, 0, {EXP: 1})
+
+
+def test_halves_of_killed_writers_go(tmp_path: Path) -> None:
+    trial = tmp_path / "store" / EXP / "00000"
+    for room in ("manifests", "attempts"):
+        (trial / room).mkdir(parents=True)
+        (trial / room / ".a000001-i000000000001.json.4711-0123abcd").write_text("{")
+        (trial / room / ".mine").write_text("{")
+    tree = open_tree(environment_of((tmp_path / "store").as_uri(), tmp_path))
+    assert Sweep(tree, now=LATER).run().objects == 2
+    assert keys(tree) == {f"{EXP}/00000/{room}/.mine" for room in ("manifests", "attempts")}
+
+
 def test_what_is_shared_is_counted_once_and_freed_with_the_last_that_refers_to_it() -> None:
     def made(iteration: int, loss: float, *objects: str) -> Committed:
         return Committed(1, iteration, {"loss": loss}, "", "", frozenset(objects))
 
     committed = [made(1, 5.0, "a", "b"), made(2, 4.0, "a", "c"), made(3, 3.0, "a"), made(4, 1.0, "d")]
-    trial = Sized("t", 1, committed, {"a": 100, "b": 10, "c": 10, "d": 10}, {(1, 4)}, ())
-    assert sweep.size_of(committed, trial.sizes) == 130
+    trial = sized("t", committed, {"a": 100, "b": 10, "c": 10, "d": 10}, {(1, 4)})
+    assert trial.size_of(committed) == 130
     assert beyond([trial], 130, LOSS) == []
     assert beyond([trial], 125, LOSS) == [("t", (1, 1))]
     assert beyond([trial], 109, LOSS) == [("t", (1, 1)), ("t", (1, 2)), ("t", (1, 3))]
@@ -261,11 +287,11 @@ def test_a_budget_is_kept_unless_all_that_is_left_must_stay(given_trials: list[A
             Committed(1, i, {"loss": loss}, "", "", frozenset({f"k{i}"})) for i, (loss, _, _) in enumerate(rows)
         ]
         sizes = {f"k{i}": size for i, (_, size, _) in enumerate(rows)}
-        trials.append(Sized(str(n), 1, committed, sizes, {(1, i) for i, row in enumerate(rows) if row[2]}, ()))
+        trials.append(sized(str(n), committed, sizes, {(1, i) for i, row in enumerate(rows) if row[2]}))
     going = beyond(trials, limit, LOSS)
     assert len(set(going)) == len(going)
     rest = {(t.prefix, c.place) for t in trials for c in t.committed} - set(going)
-    left = sum(sweep.size_of([c for c in t.committed if (t.prefix, c.place) in rest], t.sizes) for t in trials)
+    left = sum(t.size_of([c for c in t.committed if (t.prefix, c.place) in rest]) for t in trials)
     must = {(t.prefix, place) for t in trials for place in t.kept}
     assert must <= rest
     assert left <= limit or len(rest - must) <= 1, "but for the best of all"
@@ -291,6 +317,18 @@ def test_an_experiment_goes_as_a_whole_unless_another_one_needs_it(tree: Tree) -
     assert sweep.remove(tree, EXP).checkpoints == 2
     assert keys(tree) == before
     assert tree.folders("space/") == ["other-2"]
+
+
+def test_a_removal_that_is_stopped_keeps_what_says_that_it_is_to_go(tree: Tree, monkeypatch: Any) -> None:
+    monkeypatch.setattr(sweep, "BATCH", 1)
+    trial_of(tree, f"{EXP}/00000", [1.0, 2.0])
+    tree.at(EXP).put_new(contract.policy_key(1), b"{}")
+    looks = iter([False, False, False, True])
+    assert not sweep.remove(tree, EXP, stop=lambda: next(looks)).whole
+    assert tree.at(f"{EXP}/00000").list("manifests/") == []
+    assert tree.at(EXP).list("experiment/") == [contract.policy_key(1)]
+    assert sweep.remove(tree, EXP).whole
+    assert keys(tree) == set()
 
 
 @pytest.mark.parametrize("place", ["", "space", "..", "/", "space/..", "space/exp-1/00000"])

@@ -14,6 +14,7 @@ from builders import experiment, pod
 from fake_s3 import Fault, fake_s3
 from faults import Fault as ClusterFault
 from faults import FaultyCluster
+from manifests import body, entry
 from minio_server import KEYS
 from stage import Stage, bare
 from trialkeeper import contract, manifest, sweep
@@ -72,11 +73,8 @@ class Swept(Stage):
         for n in range(1, count + 1):
             data = contract.data_key(1, n, "aa")
             store.put_new(f"{data}/w", b"w" * 1024)
-            body = {
-                "v": 1, "attempt": 1, "iteration": n, "metrics": {"loss": float(n)}, "reason": "", "data": data,
-                "files": [{"path": "w", "key": f"{data}/w"}],
-            }  # fmt: skip
-            store.put_new(contract.manifest_key(1, n), manifest.encode(body))
+            said = body(iteration=n, metrics={"loss": float(n)}, data=data, files=[entry(key=f"{data}/w")])
+            store.put_new(contract.manifest_key(1, n), manifest.encode(said))
 
     async def deleted(self, name: str = "exp") -> None:
         await self.memory.delete("Experiment", "default", name)
@@ -316,10 +314,11 @@ def test_a_store_or_a_cluster_that_is_away_is_trouble_and_nothing_more(
             stage.world.cluster = stage.memory
             monkeypatch.setattr(sweeping, "NOTICE", 0.0)
             monkeypatch.setattr(sweeping, "INTERVAL", 0.0)
+            monkeypatch.setattr(sweeping, "RETRY", 0.0)
             removed, here, remove = asyncio.Event(), asyncio.get_running_loop(), sweep.remove
 
-            def told(*args: Any) -> Any:
-                found = remove(*args)
+            def told(*args: Any, **more: Any) -> Any:
+                found = remove(*args, **more)
                 here.call_soon_threadsafe(removed.set)
                 return found
 

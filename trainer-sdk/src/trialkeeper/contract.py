@@ -84,6 +84,7 @@ REASON_STORE = "StoreUnreachable"
 REASON_EXCEPTION = "Exception"
 REASON_INTERRUPTED = "Interrupted"
 REASON_STALE_ATTEMPT = "StaleAttempt"
+REASON_WORLD_SIZE = "WorldSizeChanged"
 
 MESSAGE_LIMIT = 3072  # bytes; the kubelet cuts a termination message at 4,096
 KEY_LIMIT = 256  # characters
@@ -281,6 +282,11 @@ def manifest_key(attempt: int, iteration: int) -> str:
 def data_key(attempt: int, iteration: int, nonce: str) -> str:
     """The folder of a checkpoint's files; the nonce keeps two writers apart."""
     return f"data/a{attempt:06d}-i{iteration:012d}-{nonce}"
+
+
+def ranks_key(attempt: int, life: int) -> str:
+    """Where an attempt's rank 0 listens, for processes in other pods; `life` counts a launcher's restarts."""
+    return f"ranks/a{attempt:06d}-{life}.json"
 
 
 def ended_key(attempt: int) -> str:

@@ -110,6 +110,8 @@ def checked(body: Any) -> dict[str, Any]:
         found: dict[str, Any] = _mapping("manifest", body)
         for name, check in _FIELDS.items():
             check(name, found.get(name))
+        _whole("worldSize", found.get("worldSize", 1), low=1, high=100_000)
+        _need("resharding", isinstance(found.get("resharding", False), bool))
         _files(found["files"])
     except _Wrong as wrong:
         raise CheckpointCorrupt(f"the manifest's {wrong} is not what it must be") from None

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 from trialkeeper import contract, history, retention
@@ -21,12 +21,14 @@ from trialkeeper.store import Missing, Store
 from trialkeeper.store.tree import Item, Tree
 
 DAY = 86_400.0  # seconds: what is younger may be of an upload that is under way
+BATCH = 1000  # objects that are removed between two looks at whether to leave off
 FINAL = frozenset({contract.END_COMPLETE, contract.END_STOPPED})  # ends after which no attempt comes by itself
 
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
 _UNITS |= {f"{unit}i": 1 << 10 * n for n, unit in enumerate("KMGTP", 1)}
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kMGTP]|[KMGTP]i|)")
 _TRIAL = re.compile(r"((?:[^/]+/)*[0-9]{5})/((?:attempts|data|doomed|ended|manifests|pins|probes)/.+)")
+_HALF = re.compile(r"/\.[^/]+\.[0-9]+-[0-9a-f]{8}$")  # what a killed `put_new` leaves in a directory
 _EXPERIMENT = re.compile(r"[-\w]+(/[-\w]+)*")
 _INDEX = re.compile(r"[0-9]{5}|experiment")
 _POLICY = re.compile(r"experiment/([0-9]{12})\.json")
@@ -143,9 +145,23 @@ class Sized(NamedTuple):
     prefix: str
     newest: int  # the highest attempt that had begun
     committed: Sequence[Committed]
-    sizes: dict[str, int]  # by object
+    sizes: Mapping[str, int]  # by what holds the bytes
+    files: Mapping[str, str]  # what holds the bytes, by object: links to one file are one
     kept: Collection[Place]  # that must stay
     spared: Collection[Place]  # of a finished trial: its newest, that goes only if nothing else does
+
+    def holding(self, there: Committed) -> set[str]:
+        """What holds a checkpoint's bytes."""
+        return {self.files[key] for key in there.objects if key in self.files}
+
+    def size_of(self, committed: Iterable[Committed]) -> int:
+        """The bytes of some checkpoints; what they share is counted once."""
+        return sum(self.sizes[file] for file in set[str]().union(*map(self.holding, committed)))
+
+
+def size_in(trial: Found) -> int:
+    """The bytes of all data that a trial has."""
+    return sum({item.bytes_in: item.size for items in trial.data.values() for item in items}.values())
 
 
 def beyond(trials: Sequence[Sized], budget: int, policy: Policy) -> list[tuple[str, Place]]:
@@ -154,9 +170,8 @@ def beyond(trials: Sequence[Sized], budget: int, policy: Policy) -> list[tuple[s
     First the worst-ranked of all trials, among equals the oldest; then the newest ones of finished trials. The best
     of all never goes.
     """
-    left = {trial.prefix: Counter(key for c in trial.committed for key in c.objects) for trial in trials}
-    sizes = {trial.prefix: trial.sizes for trial in trials}
-    total = sum(trial.sizes.get(key, 0) for trial in trials for key in left[trial.prefix])
+    left = {t.prefix: Counter(file for c in t.committed for file in t.holding(c)) for t in trials}
+    total = sum(trial.size_of(trial.committed) for trial in trials)
     owner = [(trial, c) for trial in trials for c in trial.committed]
     number = {id(c): n for n, c in enumerate(reversed(retention.ranked((c for _, c in owner), policy)))}
     best = max(number.values(), default=0)
@@ -167,9 +182,9 @@ def beyond(trials: Sequence[Sized], budget: int, policy: Policy) -> list[tuple[s
         if total <= budget:
             break
         going.append((trial.prefix, there.place))
-        for key in there.objects:
-            left[trial.prefix][key] -= 1
-            total -= 0 if left[trial.prefix][key] else sizes[trial.prefix].get(key, 0)
+        for file in trial.holding(there):
+            left[trial.prefix][file] -= 1
+            total -= 0 if left[trial.prefix][file] else trial.sizes[file]
     return going
 
 
@@ -210,7 +225,7 @@ class Sweep:
                     return self.swept
                 try:
                     self._clean(trial)
-                    self.swept.left += sum(item.size for items in trial.data.values() for item in items)
+                    self.swept.left += size_in(trial)
                     if rules.budget is not None:
                         sized.append(trial)
                 except OSError as error:
@@ -231,6 +246,8 @@ class Sweep:
                 trial.data[folder] = [item for item in items if item.key not in keys]
         old = [item for item in trial.of("probes/") if item.modified < self._before]
         self._remove(trial.prefix, old, "a probe that was not taken away")
+        halves = [item for item in trial.others if item.modified < self._before and _HALF.search(item.key)]
+        self._remove(trial.prefix, halves, "half of something that was never whole")
         pins = [item for item in trial.of("pins/") if item.modified < self._before]
         self._remove(trial.prefix, [item for item in pins if self._stale(trial, item.key)], "a pin of nobody")
         committed = {contract.parse_manifest_key(item.key) for item in trial.of("manifests/")}
@@ -264,7 +281,7 @@ class Sweep:
 
     def _fit(self, experiment: str, trials: Sequence[Found], rules: Rules, budget: int) -> None:
         """Delete what does not fit into an experiment's budget."""
-        if sum(item.size for trial in trials for items in trial.data.values() for item in items) <= budget:
+        if sum(map(size_in, trials)) <= budget:
             return
         try:
             sized = [self._sized(trial, rules) for trial in trials]
@@ -274,7 +291,7 @@ class Sweep:
         going: dict[str, list[Place]] = {}
         for prefix, place in beyond(sized, budget, rules.policy):
             going.setdefault(prefix, []).append(place)
-        total = sum(size_of(trial.committed, trial.sizes) for trial in sized)
+        total = sum(trial.size_of(trial.committed) for trial in sized)
         for trial in sized:
             if self._stop():
                 self.swept.whole = False
@@ -303,17 +320,18 @@ class Sweep:
             order = rules.policy.score_attribute, rules.policy.score_order
             kept = retention.kept(committed, visible, Policy(0, *order), newest=newest, base=base, pinned=held)
             spared = set()
-        sizes = {item.key: item.size for items in trial.data.values() for item in items}
-        return Sized(trial.prefix, newest, committed, sizes, kept, spared)
+        items = [item for folder in trial.data.values() for item in folder]
+        sizes = {item.bytes_in: item.size for item in items}
+        return Sized(trial.prefix, newest, committed, sizes, {i.key: i.bytes_in for i in items}, kept, spared)
 
     def _delete(self, trial: Sized, going: Sequence[Place]) -> int:
         """Delete checkpoints of one trial; the bytes that this frees."""
         stay, freed = list(trial.committed), 0
         for place in self._deleted(trial, going):
-            before = size_of(stay, trial.sizes)
+            before = trial.size_of(stay)
             gone = [there for there in stay if there.place == place]
             stay = [there for there in stay if there.place != place]
-            size = before - size_of(stay, trial.sizes)
+            size = before - trial.size_of(stay)
             self._tell(f"{trial.prefix}/{contract.manifest_key(*place)}: beyond the budget, {written(size)}")
             self.swept.checkpoints += 1
             self.swept.objects += sum(len(there.objects) for there in gone)
@@ -332,11 +350,6 @@ class Sweep:
             place = contract.parse_manifest_key(key)
             if place is not None:
                 yield place
-
-
-def size_of(committed: Iterable[Committed], sizes: Mapping[str, int]) -> int:
-    """The bytes of all objects that checkpoints refer to, each counted once."""
-    return sum(sizes.get(key, 0) for key in frozenset[str]().union(*(there.objects for there in committed)))
 
 
 def read(store: Store) -> list[Committed]:
@@ -367,8 +380,10 @@ def holders(tree: Tree, experiment: str) -> set[str]:
     return {holder for holder in others if tree.at(holder).list("")}
 
 
-def remove(tree: Tree, experiment: str, *, dry_run: bool = False) -> Swept:
+def remove(tree: Tree, experiment: str, *, dry_run: bool = False, stop: Callable[[], bool] = lambda: False) -> Swept:
     """Remove all that an experiment has: manifests first, and last what says that it is to go.
+
+    When `stop` says so, it leaves off; the next call goes on.
 
     :raises ValueError: if it is no experiment's folder, or another experiment holds on to something of it.
     :raises OSError: if the store cannot be reached; the next call goes on.
@@ -377,15 +392,27 @@ def remove(tree: Tree, experiment: str, *, dry_run: bool = False) -> Swept:
         raise ValueError(f"{experiment[:200]!r} is no experiment's folder: name it as it is there, namespace/name-uid")
     if held := holders(tree, experiment):
         raise ValueError(f"{experiment} is kept: {', '.join(sorted(held)[:3])} began from it and needs it still")
-    items = list(tree.objects(f"{experiment}/"))
-    manifests = [item.key for item in items if "/manifests/" in item.key]
-    last = [item.key for item in items if item.key.startswith(f"{experiment}/experiment/")]
-    rest = {item.key for item in items} - {*manifests, *last}
+    removed = Swept()
+    policy = f"{experiment}/experiment/"
+    rooms: tuple[Callable[[str], bool], ...] = (
+        lambda key: "/manifests/" in key,
+        lambda key: "/manifests/" not in key and not key.startswith(policy),
+        lambda key: key.startswith(policy),
+    )
+    for number, room in enumerate(rooms):
+        items = (item for item in tree.objects(f"{experiment}/") if room(item.key))
+        while batch := list(islice(items, BATCH)):
+            if stop():
+                removed.whole = False
+                return removed
+            if not dry_run:
+                tree.remove(item.key for item in batch)
+            removed.objects += len(batch)
+            removed.bytes += sum(item.size for item in batch)
+            removed.checkpoints += len(batch) if number == 0 else 0
     if not dry_run:
-        for keys in (manifests, sorted(rest), last):
-            tree.remove(keys)
         tree.forget(experiment)
-    return Swept(objects=len(items), bytes=sum(item.size for item in items), checkpoints=len(manifests))
+    return removed
 
 
 # What an experiment wants, as it is written in the store.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import posixpath
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
@@ -27,6 +28,8 @@ from trialkeeper.store.transfer import download, plan, upload
 from trialkeeper.store.wire import WORKERS, Refused, Wire, xml
 
 if TYPE_CHECKING:
+    from xml.etree import ElementTree
+
     from trialkeeper.store import Store
 
 WRITE_ID = (
@@ -109,20 +112,8 @@ class S3Store:
 
     def sizes(self, prefix: str) -> Iterator[tuple[str, int, float]]:
         top = f"{self._folder}/"
-        asked = {"list-type": "2", "encoding-type": "url", "prefix": top + prefix}
-        while True:
-            page = xml(self._wire.request("GET", "", asked).body, "ListBucketResult")
-            if page is None:
-                raise Refused(f"{self._wire.bucket} answers with something else than a list")
-            for entry in page.iterfind("Contents"):
-                key = unquote_plus(entry.findtext("Key") or "")
-                if key.startswith(top + prefix):
-                    yield key[len(top) :], int(entry.findtext("Size") or 0), _time(entry.findtext("LastModified"))
-            if page.findtext("IsTruncated") != "true":
-                return
-            asked["continuation-token"] = page.findtext("NextContinuationToken") or ""
-            if not asked["continuation-token"]:
-                raise Refused(f"{self._wire.bucket} does not say how its list goes on")
+        for key, size, modified in listed(self._wire, top + prefix):
+            yield key[len(top) :], size, modified
 
     def delete(self, key: str) -> None:
         full = self._key(key)
@@ -159,7 +150,10 @@ class S3Store:
         return [entries[file.path] for file in files]
 
     def _reused(self, files: Sequence[File], older: Mapping[str, Entry]) -> dict[str, Entry]:
-        """By path, the entries of unchanged files whose bytes are still there."""
+        """By path, the entries of unchanged files whose bytes are still there.
+
+        Not those in a pack that is mostly of no use any more: it could never be deleted.
+        """
         same: dict[str, Entry] = {}
 
         def compare(file: File) -> None:
@@ -169,7 +163,15 @@ class S3Store:
         parallel.run((partial(compare, file) for file in files if file.path in older), WORKERS)
         folders = {"/".join(entry["key"].split("/")[:2]) for entry in same.values()}
         there = {key: size for folder in folders for key, size, _ in self.sizes(f"{folder}/")}
-        return {p: e for p, e in same.items() if there.get(e["key"], -1) >= e["offset"] + e["size"]}
+        used: Counter[str] = Counter()
+        for entry in same.values():
+            used[entry["key"]] += entry["size"]
+
+        def serves(entry: Entry) -> bool:
+            size = there.get(entry["key"], -1)
+            return bool(entry["offset"] + entry["size"] <= size <= 2 * used[entry["key"]])
+
+        return {path: entry for path, entry in same.items() if serves(entry)}
 
     def _fetched(self, key: str) -> Path:
         return self._scratch / "fetched" / key
@@ -192,6 +194,33 @@ class S3Store:
 
         once(place, place, files, work, self._wire.out_of_time)
         return place
+
+
+def pages(wire: Wire, **asked: str) -> Iterator[ElementTree.Element]:
+    """The pages of a list of the bucket, as XML; `asked` are the query's fields.
+
+    :raises OSError: if it cannot be had whole.
+    """
+    query = {"list-type": "2", "encoding-type": "url", **asked}
+    while True:
+        page = xml(wire.request("GET", "", query).body, "ListBucketResult")
+        if page is None:
+            raise Refused(f"{wire.bucket} answers with something else than a list")
+        yield page
+        if page.findtext("IsTruncated") != "true":
+            return
+        query["continuation-token"] = page.findtext("NextContinuationToken") or ""
+        if not query["continuation-token"]:
+            raise Refused(f"{wire.bucket} does not say how its list goes on")
+
+
+def listed(wire: Wire, prefix: str) -> Iterator[tuple[str, int, float]]:
+    """(key, bytes, when it was written) of all of the bucket's objects whose key begins with `prefix`."""
+    for page in pages(wire, prefix=prefix):
+        for entry in page.iterfind("Contents"):
+            key = unquote_plus(entry.findtext("Key") or "")
+            if key.startswith(prefix):
+                yield key, int(entry.findtext("Size") or 0), _time(entry.findtext("LastModified"))
 
 
 def _time(text: str | None) -> float:

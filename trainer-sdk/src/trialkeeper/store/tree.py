@@ -14,18 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from xml.etree import ElementTree
-
     from trialkeeper.store import Store
     from trialkeeper.store.wire import Wire
 
 
 class Item(NamedTuple):
-    """One object: its key from the top of the tree, bytes, and when it came there (seconds since the epoch)."""
+    """One object: its key from the top of the tree, bytes, and when it came there (seconds since the epoch).
+
+    `bytes_in` is the same for all that are links to one file, so that each file is counted once.
+    """
 
     key: str
     size: int
     modified: float
+    bytes_in: str
 
 
 class Tree(Protocol):
@@ -81,7 +83,8 @@ class DirectoryTree:
                     continue
                 with contextlib.suppress(FileNotFoundError):
                     stat = os.lstat(path)
-                    yield Item(key, stat.st_size, max(stat.st_mtime, stat.st_ctime, age))
+                    inode = f"{stat.st_dev}:{stat.st_ino}"
+                    yield Item(key, stat.st_size, max(stat.st_mtime, stat.st_ctime, age), inode)
 
     def folders(self, top: str = "") -> list[str]:
         with contextlib.suppress(FileNotFoundError):
@@ -115,36 +118,19 @@ class BucketTree:
     def __init__(self, wire: Wire, folder: str, scratch: Path) -> None:
         self._wire, self._top, self._scratch = wire, f"{folder.strip('/')}/" if folder.strip("/") else "", scratch
 
-    def _pages(self, asked: dict[str, str]) -> Iterator[ElementTree.Element]:
-        from trialkeeper.store.wire import Refused, xml
-
-        asked = {"list-type": "2", "encoding-type": "url", **asked}
-        while True:
-            page = xml(self._wire.request("GET", "", asked).body, "ListBucketResult")
-            if page is None:
-                raise Refused(f"{self._wire.bucket} answers with something else than a list")
-            yield page
-            asked["continuation-token"] = page.findtext("NextContinuationToken") or ""
-            if page.findtext("IsTruncated") != "true":
-                return
-            if not asked["continuation-token"]:
-                raise Refused(f"{self._wire.bucket} does not say how its list goes on")
-
     def objects(self, top: str = "") -> Iterator[Item]:
-        from urllib.parse import unquote_plus
+        from trialkeeper.store.s3 import listed
 
-        for page in self._pages({"prefix": self._top + top}):
-            for entry in page.iterfind("Contents"):
-                key = unquote_plus(entry.findtext("Key") or "")
-                if key.startswith(self._top + top):
-                    modified = _seconds(entry.findtext("LastModified") or "")
-                    yield Item(key[len(self._top) :], int(entry.findtext("Size") or 0), modified)
+        for key, size, modified in listed(self._wire, self._top + top):
+            yield Item(key[len(self._top) :], size, modified, key)
 
     def folders(self, top: str = "") -> list[str]:
         from urllib.parse import unquote_plus
 
+        from trialkeeper.store.s3 import pages
+
         found: set[str] = set()
-        for page in self._pages({"prefix": self._top + top, "delimiter": "/"}):
+        for page in pages(self._wire, prefix=self._top + top, delimiter="/"):
             for entry in page.iterfind("CommonPrefixes"):
                 found.add(unquote_plus(entry.findtext("Prefix") or "")[len(self._top + top) :].rstrip("/"))
         return sorted(found - {""})
@@ -164,17 +150,6 @@ class BucketTree:
         from trialkeeper.store.s3 import S3Store
 
         return S3Store(self._wire, self._top + prefix, self._scratch)
-
-
-def _seconds(moment: str) -> float:
-    """Seconds since the epoch of a time as S3 lists it; one that cannot be read is now, so that nothing looks old."""
-    import time
-    from datetime import datetime
-
-    try:
-        return datetime.fromisoformat(moment.replace("Z", "+00:00")).timestamp()
-    except ValueError:
-        return time.time()
 
 
 if TYPE_CHECKING:
