@@ -47,6 +47,9 @@ class Fake:
 
     honest: bool = False  # whether If-None-Match is honoured
     page: int = 1000
+    swallow: bool = False  # whether bodies of parts are read and dropped, and their sizes kept
+    swallowed: list[int] = field(default_factory=list)
+    modified: str = "2026-11-24T12:00:00.000Z"  # of every object
     objects: dict[str, tuple[bytes, dict[str, str]]] = field(default_factory=dict)
     uploads: dict[str, dict[int, bytes]] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
@@ -90,6 +93,8 @@ class Fake:
         if not asked:
             return 200, kept, data
         first, _, last = asked.removeprefix("bytes=").partition("-")
+        if int(first) >= len(data):
+            return 416, {}, _xml("Error", Code="InvalidRange")
         return 206, kept, data[int(first) : int(last) + 1]
 
     _head = _get
@@ -113,10 +118,15 @@ class Fake:
 
     def _listing(self, query: Mapping[str, str]) -> bytes:
         after = query.get("continuation-token", "")
-        keys = [k for k in sorted(self.objects) if k.startswith(query.get("prefix", "")) and k > after]
+        prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
+        keys = [k for k in sorted(self.objects) if k.startswith(prefix) and k > after]
+        if delimiter:
+            return self._folders(prefix, delimiter, keys)
         shown = keys[: self.page]
         entries = "".join(
-            f"<Contents><Key>{escape(quote(k))}</Key><Size>{len(self.objects[k][0])}</Size></Contents>" for k in shown
+            f"<Contents><Key>{escape(quote(k))}</Key><Size>{len(self.objects[k][0])}</Size>"
+            f"<LastModified>{escape(self.modified)}</LastModified></Contents>"
+            for k in shown
         )
         more = len(keys) > len(shown)
         token = f"<NextContinuationToken>{escape(shown[-1])}</NextContinuationToken>" if more else ""
@@ -124,6 +134,16 @@ class Fake:
             '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
             f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}{entries}</ListBucketResult>"
         ).encode()
+
+    def _folders(self, prefix: str, delimiter: str, keys: list[str]) -> bytes:
+        """What a listing with a delimiter has below a prefix, a page each."""
+        last = {k[: k.index(delimiter, len(prefix)) + 1]: k for k in keys if delimiter in k[len(prefix) :]}
+        shown = list(last)[: self.page]
+        entries = "".join(f"<CommonPrefixes><Prefix>{escape(quote(p))}</Prefix></CommonPrefixes>" for p in shown)
+        more = len(last) > len(shown)
+        token = f"<NextContinuationToken>{escape(last[shown[-1]])}</NextContinuationToken>" if more else ""
+        truncated = f"<IsTruncated>{str(more).lower()}</IsTruncated>"
+        return f"<ListBucketResult>{truncated}{token}{entries}</ListBucketResult>".encode()
 
 
 def _xml(root: str, **fields: str) -> bytes:
@@ -141,12 +161,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         parts = urlsplit(self.path)
         bucket, _, key = unquote(parts.path).lstrip("/").partition("/")
+        query = dict(parse_qsl(parts.query, keep_blank_values=True))
         request = Request(
             self.command,
             key,
-            dict(parse_qsl(parts.query, keep_blank_values=True)),
+            query,
             {name.lower(): value for name, value in self.headers.items()},
-            self.rfile.read(int(self.headers.get("Content-Length") or 0)),
+            self._body(dropped=self.fake.swallow and "partNumber" in query),
         )
         with self.fake.lock:
             self.fake.requests.append(request)
@@ -160,6 +181,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(*self.fake.answer(request))
         else:
             self._misbehave(fault, request)
+
+    def _body(self, *, dropped: bool) -> bytes:
+        size = int(self.headers.get("Content-Length") or 0)
+        if not dropped:
+            return self.rfile.read(size)
+        self.fake.swallowed.append(size)
+        while size:
+            size -= len(self.rfile.read(min(size, 1 << 20)))
+        return b""
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve
 

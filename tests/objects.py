@@ -88,6 +88,19 @@ GOOD: dict[str, Changes] = {
     },
     "no saves by count": {"spec.checkpoint": {"frequency": 0}},
     "every half minute": {"spec.checkpoint": {"intervalSeconds": 30}},
+    "milestones, and a save that waits for its turn": {
+        "spec.checkpoint": {"milestones": [1, 10, 10], "onBusy": "Wait"}
+    },
+    "the best three of another objective": {
+        "spec.objectives": [{"metric": "loss"}, {"metric": "val/acc", "direction": "Maximize"}],
+        "spec.checkpoint": {"numToKeep": 3, "scoreAttribute": "val/acc"},
+    },
+    "the best of a metric that is no objective": {
+        "spec.checkpoint": {"numToKeep": 0, "scoreAttribute": "any/metric", "scoreOrder": "Max"}
+    },
+    "a budget": {"spec.checkpoint": {"budget": "50Gi"}},
+    "a budget of a half": {"spec.checkpoint": {"budget": "1.5T", "scoreOrder": "Min"}},
+    "a budget of bytes": {"spec.checkpoint.budget": "1000000"},
     "onNonFinite Continue": {"spec.onNonFinite": "Continue"},
     "a failure policy": {"spec.failurePolicy": {"maxFailures": 0, "maxFailedTrials": 0, "backoffSeconds": 0}},
     "watchdogs": {"spec.timeouts": {"firstReportSeconds": 60, "progressSeconds": 600, "graceSeconds": 110}},
@@ -99,6 +112,7 @@ GOOD: dict[str, Changes] = {
     "gone on from a snapshot": {"spec.restoreFrom": {"configMap": "exp-snapshot"}},
     "gone on from a snapshot with dots in its name": {"spec.restoreFrom.configMap": "exp-snapshot.2026-11-24"},
     "the snapshot goes with its experiment": {"spec.deletionPolicy": {"snapshot": "Delete"}},
+    "everything goes with its experiment": {"spec.deletionPolicy": {"snapshot": "Delete", "checkpoints": "Delete"}},
     "a deletion policy that says nothing": {"spec.deletionPolicy": {}},
     "parallelism 0": {"spec.parallelism": 0},
     "a sidecar, and who is the trainer": {
@@ -520,6 +534,38 @@ BAD: dict[str, Bad] = {
     "atEnd as text": Bad(
         {"spec.checkpoint": {"atEnd": "yes"}}, "spec.checkpoint.atEnd", "must be true or false, not the text 'yes'"
     ),
+    "a milestone before the first iteration": Bad(
+        {"spec.checkpoint": {"milestones": [5, 0]}}, "spec.checkpoint.milestones[1]", "must be at least 1, not 0"
+    ),
+    "an unknown way to be busy": Bad(
+        {"spec.checkpoint": {"onBusy": "Drop"}},
+        "spec.checkpoint.onBusy",
+        "must be Latest, Wait or Skip, not the text 'Drop'",
+    ),
+    "fewer checkpoints than none": Bad(
+        {"spec.checkpoint": {"numToKeep": -1}}, "spec.checkpoint.numToKeep", "must be at least 0, not -1"
+    ),
+    "an unknown order": Bad(
+        {"spec.checkpoint": {"scoreOrder": "max"}},
+        "spec.checkpoint.scoreOrder",
+        "must be Max or Min, not the text 'max'",
+    ),
+    "the best of what has no order": Bad(
+        {"spec.checkpoint": {"numToKeep": 3, "scoreAttribute": "other"}},
+        "spec.checkpoint.scoreAttribute",
+        "is no objective's metric, so say in scoreOrder which is best: Max or Min",
+    ),
+    **{
+        f"a budget of {budget}": Bad(
+            {"spec.checkpoint": {"budget": budget}},
+            "spec.checkpoint.budget",
+            f"is {budget!r}: write a size of bytes above 0 with k, M, G, T, P, Ki, Mi, Gi, Ti or Pi, for example 50Gi",
+        )
+        for budget in ("0Gi", "50GB", "-1Gi", "50 Gi", "1e9")
+    },
+    "a budget that is a number": Bad(
+        {"spec.checkpoint": {"budget": 50}}, "spec.checkpoint.budget", "must be text, not 50"
+    ),
     "too many failures": Bad(
         {"spec.failurePolicy": {"maxFailures": 101}}, "spec.failurePolicy.maxFailures", "must be at most 100, not 101"
     ),
@@ -656,11 +702,16 @@ BAD: dict[str, Bad] = {
         "spec.deletionPolicy.snapshot",
         "must be Keep or Delete, not the text 'Retain'",
     ),
-    "a deletion policy for what nobody deletes yet": Bad(
-        {"spec.deletionPolicy": {"checkpoints": "Keep"}},
-        "spec.deletionPolicy.checkpoints",
-        "is not a field; there are: snapshot",
+    "a deletion policy for what nobody deletes": Bad(
+        {"spec.deletionPolicy": {"results": "Keep"}},
+        "spec.deletionPolicy.results",
+        "is not a field; there are: checkpoints, snapshot",
         "strict",
+    ),
+    "a deletion policy for checkpoints that is not known": Bad(
+        {"spec.deletionPolicy.checkpoints": "keep"},
+        "spec.deletionPolicy.checkpoints",
+        "must be Keep or Delete, not the text 'keep'",
     ),
     "spec is a list": Bad({"spec": []}, "spec", "must be a mapping, not a list"),
     "objectives is a mapping": Bad(
@@ -691,6 +742,9 @@ CHANGES: dict[str, Change] = {
     "another failure policy": Change({}, {"spec.failurePolicy": {"maxFailures": 9}}),
     "another target": Change({}, {"spec.objectives[0].target": 0.1}),
     "another checkpoint policy": Change({}, {"spec.checkpoint": {"frequency": 5}}),
+    "another number to keep, and another budget": Change(
+        {"spec.checkpoint": {"numToKeep": 5, "budget": "5Gi"}}, {"spec.checkpoint": {"numToKeep": 1, "budget": "1Gi"}}
+    ),
     "another metric": Change(
         {},
         {"spec.objectives[0].metric": "other"},
@@ -717,7 +771,7 @@ CHANGES: dict[str, Change] = {
         FIXED,
     ),
     "no snapshot any more": Change({"spec.restoreFrom.configMap": "exp-snapshot"}, {}, "spec.restoreFrom", FIXED),
-    "another deletion policy": Change({}, {"spec.deletionPolicy": {"snapshot": "Delete"}}),
+    "another deletion policy": Change({}, {"spec.deletionPolicy": {"snapshot": "Delete", "checkpoints": "Delete"}}),
     "one more enqueued": Change(
         {"spec.enqueue": [{"parameters": {"lr": 0.01}}]},
         {"spec.enqueue": [{"parameters": {"lr": 0.01}}, {"parameters": {"lr": 0.02}}]},

@@ -8,6 +8,7 @@ bit by bit, those of a run with the same seed and parameters that nobody killed.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -82,11 +83,11 @@ def curve(prefix: Path) -> dict[int, dict[str, Any]]:
     return visible
 
 
-def digest(file: Path) -> str:
+def digest(content: bytes) -> str:
     """sha256 of a file, or of the arrays in an archive: how those are wrapped differs between versions of Python."""
-    if not zipfile.is_zipfile(file):
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    with zipfile.ZipFile(file) as archive:
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        return hashlib.sha256(content).hexdigest()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
         parts = b"".join(name.encode() + b"\0" + archive.read(name) for name in sorted(archive.namelist()))
     return hashlib.sha256(parts).hexdigest()
 
@@ -95,8 +96,10 @@ def weights(prefix: Path) -> tuple[int, dict[str, str]]:
     """Iteration and sha256 of each file of the newest checkpoint of the highest attempt."""
     newest = max((prefix / "manifests").glob("*.json"), key=lambda p: p.name)
     manifest = json.loads(newest.read_text())
-    folder = prefix / manifest["data"]
-    files = {e["path"]: digest(folder / e["path"]) for e in manifest["files"]}
+    files = {
+        e["path"]: digest((prefix / e["key"]).read_bytes()[e["offset"] : e["offset"] + e["size"]])
+        for e in manifest["files"]
+    }
     return manifest["iteration"], files
 
 

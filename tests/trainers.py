@@ -25,6 +25,9 @@ checkpoint = trialkeeper.get_checkpoint()
 start = int((checkpoint.path / "i").read_text()) + 1 if checkpoint else 0
 def save(folder):
     (folder / "i").write_text(str(i))
+def die():
+    trialkeeper.flush()  # so that it is known what is in the store by then
+    os.kill(os.getpid(), 9)
 """
 
 
@@ -155,3 +158,78 @@ class Left:
     def end(self) -> tuple[str, str]:
         assert self.last is not None
         return self.last.end, self.last.reason
+
+
+RANKED = """
+import threading, time
+checkpoint = trialkeeper.get_checkpoint()
+context = trialkeeper.get_context()
+rank, attempt = context.rank, context.attempt
+start = int((checkpoint.path / "i").read_text()) + 1 if checkpoint else 0
+def save(folder):
+    (folder / "i").write_text(str(i))
+    (folder / "of").write_text(str(rank))
+"""
+
+
+@dataclass
+class Ranks:
+    """One attempt's processes on several nodes, each with a scratch folder of its own, as a launcher starts them."""
+
+    place: Place
+    nodes: tuple[int, ...] = (2, 2)
+
+    @property
+    def world(self) -> int:
+        return sum(self.nodes)
+
+    def env(self, attempt: int, rank: int, life: int = 0) -> dict[str, str]:
+        node = next(n for n in range(len(self.nodes)) if rank < sum(self.nodes[: n + 1]))
+        return self.place.env(attempt, f"pod-{attempt}-{node}") | {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(self.world),
+            "LOCAL_RANK": str(rank - sum(self.nodes[:node])),
+            "LOCAL_WORLD_SIZE": str(self.nodes[node]),
+            "MASTER_ADDR": "127.0.0.1",
+            "TORCHELASTIC_RESTART_COUNT": str(life),
+            "TRIALKEEPER_GRACE_SECONDS": "10",
+        }
+
+    @contextmanager
+    def running(
+        self, script: str, attempt: int = 1, *, beginning: str = RANKED
+    ) -> Iterator[list[subprocess.Popen[str]]]:
+        """The processes, in the order of their ranks; whatever still runs afterwards is killed."""
+        (self.place.root / "trainer.py").write_text(PREAMBLE + beginning + script)
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "trainer.py"],
+                cwd=self.place.root,
+                env=self.env(attempt, rank),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(self.world)
+        ]
+        try:
+            yield processes
+        finally:
+            for process in processes:
+                process.kill()
+                process.communicate()
+
+    def ended(self, processes: list[subprocess.Popen[str]], attempt: int = 1) -> list[Left]:
+        """How they have ended; each within a minute."""
+        found = []
+        log = Path(self.env(attempt, 0)["TRIALKEEPER_TERMINATION_LOG"])
+        for process in processes:
+            out, err = process.communicate(timeout=60)
+            last = Message.decode(log.read_text()) if log.exists() else None
+            found.append(Left(process.returncode, out, err, last, None))
+        return found
+
+    def run(self, script: str, attempt: int = 1, *, beginning: str = RANKED) -> list[Left]:
+        """Run a script to its end in every process."""
+        with self.running(script, attempt, beginning=beginning) as processes:
+            return self.ended(processes, attempt)

@@ -51,6 +51,21 @@ def test_nothing_but_crds_is_of_the_whole_cluster_with_a_list_of_namespaces() ->
     assert not [rule for _, rule in rules(found) if {"nodes", "namespaces", "tokenreviews"} & set(rule["resources"])]
 
 
+def test_a_right_of_everybody_is_to_nothing_that_there_is(mode: str) -> None:
+    found = objects(mode)
+    signs = [role for role in found if role["metadata"]["labels"].get("app.kubernetes.io/component") == "sign"]
+    assert bool(signs) is (mode != NAMESPACED)
+    said = {f"trialkeeper-system/{config(found)['lease']}"}
+    for role in signs:
+        for rule in role.get("rules", ()):
+            assert (rule["apiGroups"], rule["resources"], rule["verbs"]) == (
+                ["trialkeeper.dev"],
+                ["installations"],
+                ["get"],
+            )
+            assert set(rule["resourceNames"]) == said
+
+
 def test_bindings_name_roles_that_are_there(mode: str) -> None:
     found = objects(mode)
     there = {(o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"]) for o in found}
@@ -59,6 +74,9 @@ def test_bindings_name_roles_that_are_there(mode: str) -> None:
             role = binding["roleRef"]
             assert (role["kind"], binding["metadata"].get("namespace"), role["name"]) in there
             for subject in binding["subjects"]:
+                if subject["kind"] == "Group":
+                    assert binding["metadata"]["labels"]["app.kubernetes.io/component"] == "sign"
+                    continue
                 assert (subject["kind"], subject["namespace"], subject["name"]) in there
 
 

@@ -6,6 +6,8 @@ import base64
 from collections.abc import Callable
 from typing import Any
 
+from trialkeeper.contract import PRIOR_MTBF_SECONDS
+from trialkeeper_operator.api.times import seconds
 from trialkeeper_operator.reconcile.ports import Event, Object
 from trialkeeper_operator.state.snapshot import DATA_KEY, decode
 
@@ -111,6 +113,9 @@ def judge(story: Any) -> list[str]:
     counts = story.experiment["status"].get("counts", {})
     if sum(counts.values()) != story.plot.trials:
         wrong.append(f"the experiment counts {counts} of {story.plot.trials} trials")
+    if not story.plot.deletions:
+        seen = 1 + sum(t["status"].get("disruptions", 0) for t in story.trials)
+        wrong += [f"a pod was told of {told} s" for told in story.node.mtbf if told < PRIOR_MTBF_SECONDS // seen]
     names = [name for name, _ in story.node.started] if not story.plot.deletions else []
     if len(set(names)) != len(names):
         # Only an attempt whose pod vanished before its uid was recorded may start twice, never side by side.
@@ -135,6 +140,7 @@ def _ended(trial: Object, story: Any) -> list[str]:
         counted = own + (last["class"] in COUNTED_ONCE)
         if counted != status["closed"]:
             wrong.append(f"{counted} endings counted, {status['closed']} attempts closed")
+        wrong += _running(status) if not carried and len(status["history"]) == status["closed"] else []
     if status["phase"] == "Succeeded":
         complete = prefixes[0].complete if prefixes else set()
         if status["closed"] not in complete:
@@ -145,6 +151,17 @@ def _ended(trial: Object, story: Any) -> list[str]:
         if raw != script.iterations + lost:
             wrong.append(f"{raw} raw rows, but {script.iterations} iterations and {lost} lost ones")
     return wrong
+
+
+def _running(status: dict[str, Any]) -> list[str]:
+    """Whether the seconds that closed attempts have run are those of their records."""
+    spans = [
+        seconds(h["endTime"]) - max(seconds(h["firstReportTime"]), seconds(h["startTime"]))
+        for h in status["history"]
+        if "firstReportTime" in h
+    ]
+    ran = sum(round(max(0.0, span)) for span in spans)
+    return [] if status["runningSeconds"] == ran else [f"{status['runningSeconds']} running seconds instead of {ran}"]
 
 
 def snapshot_agrees(story: Any, config_map: Object | None) -> list[str]:

@@ -58,4 +58,5 @@ def test_the_stories_are_about_something() -> None:
     assert phases == {"Succeeded", "Failed", "Stopped"}
     assert sum(t["status"].get("lostWork", {}).get("iterations", 0) > 0 for s in stories for t in s.trials) > 10
     assert sum("operator crashed" in line for s in stories for line in s.trace) > 10
+    assert sum(min(s.node.mtbf, default=1e9) < 21_600 / 2 for s in stories) > 10
     assert sum("operator restarted" in line for s in stories for line in s.trace) > 10

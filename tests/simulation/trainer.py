@@ -102,6 +102,7 @@ class Node:
         self.prefixes: dict[str, Prefix] = {}
         self.running: dict[str, Running] = {}
         self.started: list[tuple[str, str]] = []  # (pod name, uid), in order
+        self.mtbf: list[float] = []  # seconds between disruptions, as each of them was told
         self.violations: list[str] = []
         self.predecessors: Callable[[str], list[str]] = lambda _: []  # of a prefix, the nearest first
 
@@ -131,6 +132,8 @@ class Node:
                 if labels["trialkeeper.dev/trial"] == trial:
                     self.violations.append(f"{meta['name']} started while {other.pod['metadata']['name']} was alive")
         self.started.append((meta["name"], run.uid))
+        told = {e["name"]: e.get("value", "") for e in run.pod["spec"]["containers"][0]["env"]}
+        self.mtbf.append(float(told[contract.ENV_MTBF_SECONDS]))
         if not await self._bind(run):
             run.alive = False
             return

@@ -146,9 +146,9 @@ def test_a_large_file_whose_last_answer_is_lost_is_whole(server: Minio, tmp_path
         opened(f"s3://{server.bucket}?endpoint={between.endpoint}", tmp_path) as store,
     ):
         between.lose = b"POST /trials/space/exp-1/00000/data/large/w?uploadId="
-        store.take(made, "data/large")
+        files = store.keep(made, "data/large", ())
         assert between.lost == 1
-        assert (store.folder("data/large") / "w").read_bytes() == content
+        assert (store.fetch("data/large", files) / "w").read_bytes() == content
 
 
 def test_keys_of_one_prefix_are_enough_and_open_no_other(server: Minio, tmp_path: Path) -> None:
@@ -188,8 +188,8 @@ def test_keys_of_one_prefix_are_enough_and_open_no_other(server: Minio, tmp_path
         patch.setenv("AWS_SECRET_ACCESS_KEY", keys.secret_key)
         patch.setenv("AWS_SESSION_TOKEN", str(keys.session_token))
         store.put_new("lent/a", b"1")
-        store.take(made, "lent/data")
-        assert (store.folder("lent/data") / "w").stat().st_size == 20 << 20
+        files = store.keep(made, "lent/data", ())
+        assert (store.fetch("lent/data", files) / "w").stat().st_size == 20 << 20
         assert store.list("lent/") == ["lent/a", "lent/data/w"]
         store.delete("lent/data")
         store._folder = "space/exp-2/00000"
@@ -271,7 +271,7 @@ def test_a_training_that_is_killed_again_and_again_is_the_one_that_is_not(
     with place.opened() as store:
         for key in store.list("manifests/"):
             body = manifest.decode(store.get(key))
-            manifest.verify(body, store.folder(body["data"]))
+            store.fetch(body["data"], body["files"])
 
 
 def test_the_grace_after_sigterm_is_enough_to_save_and_to_send_everything(place: BucketPlace) -> None:

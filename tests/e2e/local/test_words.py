@@ -49,7 +49,7 @@ def test_the_readmes_trainer_and_experiment_do_what_the_readme_says(tmp_path: Pa
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env["PATH"]])
     subprocess.run([sys.executable, "before.py"], cwd=tmp_path, check=True, capture_output=True)
     told = [c for c in commands(readme) if not c.startswith("make ")]
-    assert len(told) == 5
+    assert len(told) == 8
     for command in told:
         done = subprocess.run(command, shell=True, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
         if command.startswith("trialkeeper drill"):
@@ -57,12 +57,30 @@ def test_the_readmes_trainer_and_experiment_do_what_the_readme_says(tmp_path: Pa
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.timeout(200)
+def test_the_commands_about_results_do_what_the_page_says(tmp_path: Path) -> None:
+    readme, page = README.read_text(), ROOT / "docs" / "results.md"
+    (tmp_path / "train.py").write_text(after(next(blocks(readme, "diff"))))
+    (tmp_path / "my.yaml").write_text(next(blocks(readme, "yaml")))
+    env = {k: v for k, v in os.environ.items() if not k.startswith("TRIALKEEPER_")}
+    env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env["PATH"]])
+    words = page.read_text().replace(section(page, "From a cluster"), "")
+    (program,) = blocks(words, "python")
+    (tmp_path / "read.py").write_text(program)
+    for command in ["trialkeeper run my.yaml", *commands(words), "python read.py"]:
+        done = subprocess.run(command, shell=True, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    assert len((tmp_path / "mine.csv").read_text().splitlines()) == 10 * 20 + 1
+    names = {"best", "twelve", "state", "model"}
+    assert all((tmp_path / name / "state.json").is_file() for name in names)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_every_experiment_in_the_words_is_a_good_one(page: Path) -> None:
     for block in blocks(page.read_text(), "yaml"):
         document = yaml.safe_load(block.replace("1e-", "1.0e-"))
         if document.get("kind", "Experiment") != "Experiment" or not {"kind", "spec"} & set(document):
-            assert page.name == "install.md", "other kinds, and the chart's values, belong there"
+            assert page.name in ("install.md", "results.md"), "other kinds, and the chart's values, belong there"
             continue
         whole = document if "kind" in document else experiment(**document["spec"])
         assert problems(check_experiment(whole)) == []

@@ -10,7 +10,8 @@ from builders import NOW, experiment, trial
 from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.api.times import stamp
 from trialkeeper_operator.api.trial import Trial
-from trialkeeper_operator.decide.experiment import Plan, plan
+from trialkeeper_operator.decide.experiment import Plan, plan, swept
+from trialkeeper_operator.decide.pods import Site
 
 
 def a_trial(index: int, phase: str = "Running", loss: float | None = None, **status: Any) -> Trial:
@@ -140,3 +141,39 @@ def test_the_best_trials_checkpoint_can_be_found_in_the_bucket() -> None:
     found = planned(a_trial(0, "Succeeded", 0.5, checkpoint={**saved, "key": inherited}))
     assert found.status.best is not None
     assert found.status.best.checkpoint == inherited
+
+
+BUCKET = {"s3": {"bucket": "team", "endpoint": "http://minio:9000"}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "site", "way"),
+    [
+        (
+            {"storage": BUCKET, "checkpoint": {"budget": "5Gi"}},
+            Site(swept=True),
+            "'s3://team?region=us-east-1&endpoint=http%3A%2F%2Fminio%3A9000' --budget 5Gi",
+        ),
+        (
+            {"storage": {"volume": {"claimName": "c"}}, "deletionPolicy": {"checkpoints": "Delete"}},
+            Site(swept=True),
+            "/checkpoints --delete default/exp-exp-uid",
+        ),
+        (
+            {"checkpoint": {"budget": "5Gi"}},
+            Site("s3://theirs?credentials=report"),
+            "'s3://theirs?region=us-east-1' --budget 5Gi",
+        ),
+        ({"checkpoint": {"budget": "5Gi"}}, None, "runs/exp --budget 5Gi"),
+        ({"checkpoint": {"budget": "5Gi"}, "deletionPolicy": {"checkpoints": "Delete"}}, Site(swept=True), ""),
+        ({"storage": BUCKET}, Site(), ""),
+    ],
+)
+def test_who_must_sweep_a_store_that_the_operator_does_not(spec: dict[str, Any], site: Site | None, way: str) -> None:
+    found = Experiment.from_object(experiment(**spec))
+    status = swept(found, found.status, site, NOW)
+    said = [c for c in status.conditions if c.type == "Swept"]
+    assert [c.status for c in said] == (["False"] if way else [])
+    assert not way or f"trialkeeper sweep {way}" in said[0].message
+    again = swept(Experiment.from_object(experiment()), status, site, NOW)
+    assert [c.status for c in again.conditions if c.type == "Swept"] == (["True"] if way else [])

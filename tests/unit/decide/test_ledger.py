@@ -55,6 +55,17 @@ def test_each_class_counts_in_its_own_budget(
     assert due == (None if wait is None else pytest.approx(wait, abs=1e-3))
 
 
+def test_an_attempt_has_run_from_its_first_report_on_whatever_its_clock_says() -> None:
+    status = closed(opened(), "Preempted", at=NOW + 60, firstReport=NOW + 20)
+    assert status.running_seconds == 40
+    status = closed(opened(status, NOW + 100), "Preempted", at=NOW + 130)
+    assert status.running_seconds == 40  # nothing was reported, so there was nothing to lose
+    status = closed(opened(status, NOW + 200), "Preempted", at=NOW + 230, firstReport=1.0)
+    assert status.running_seconds == 70
+    status = closed(opened(status, NOW + 300), "Succeeded", at=NOW + 330, firstReport=NOW + 1e6)
+    assert status.running_seconds == 70
+
+
 def test_failures_back_off_and_end_in_failed_with_the_budget_in_the_sentence() -> None:
     status, waits = TrialStatus(), []
     for attempt in range(3):

@@ -84,5 +84,8 @@ def test_an_experiment_tells_its_best_trial_and_its_verdict() -> None:
 def test_a_restored_trial_says_whether_its_checkpoint_was_there(begins: int, reason: str, words: str) -> None:
     known = {"attempt": 3, "iteration": 12, "key": "k", "time": stamp(NOW)}
     before = status(attempt=1, phase="Running", pod=pod(1), checkpoint=known)
-    (told,) = of_trial(before, status(attempt=1, phase="Running", pod=pod(1, fromIteration=begins), checkpoint=known))
+    assert of_trial(status(checkpoint=known), before) == []
+    after = status(attempt=1, phase="Running", pod=pod(1, fromIteration=begins), checkpoint=known)
+    (told,) = of_trial(before, after)
     assert (told.reason, told.message) == (reason, words)
+    assert of_trial(status(checkpoint=known), after) == [told]

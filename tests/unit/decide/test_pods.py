@@ -10,6 +10,7 @@ from builders import experiment, trial
 from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.api.trial import Trial
 from trialkeeper_operator.decide.pods import Site, render, restricted
+from trialkeeper_operator.decide.scratch import size_of
 
 SITE = Site(store="s3://trialkeeper?region=us-east-1", report="https://report.sys.svc:8443", report_ca="PEM")
 
@@ -45,6 +46,12 @@ def test_a_pod_of_a_cluster_knows_the_store_and_the_report_service_and_has_a_tok
     assert told["TRIALKEEPER_TOKEN_FILE"] == mounts["trialkeeper-token"] + "/token"
     assert told["TRIALKEEPER_SCRATCH"] == mounts["trialkeeper-scratch"]
     assert pod["spec"]["automountServiceAccountToken"] is False
+
+
+def test_a_pod_is_told_how_often_pods_are_disrupted() -> None:
+    assert variables(rendered())["TRIALKEEPER_MTBF_SECONDS"] == "21600"
+    pod = render(Experiment.from_object(experiment()), Trial.from_object(trial()), 2, SITE, 1234.56)
+    assert variables(pod)["TRIALKEEPER_MTBF_SECONDS"] == "1235"
 
 
 def test_no_key_stands_in_a_pod() -> None:
@@ -104,6 +111,53 @@ def test_a_restricted_pod_keeps_what_the_template_says(user: int | None) -> None
     (container,) = pod["spec"]["containers"]
     assert container["securityContext"]["allowPrivilegeEscalation"] is False
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+@pytest.mark.parametrize(
+    ("own", "limit", "told"),
+    [
+        (None, None, None),
+        ({"emptyDir": {}}, None, None),
+        ({"emptyDir": {"sizeLimit": "20Gi"}}, None, 20 * 2**30),
+        ({"emptyDir": {"sizeLimit": "20Gi"}}, "8G", 8 * 10**9),
+        ({"emptyDir": {"sizeLimit": "2Gi"}}, "8G", 2 * 2**30),
+        ({"emptyDir": {"sizeLimit": "2Gi", "medium": "Memory"}}, "1M", 2 * 2**30),
+        (None, "1.5Ti", 3 * 2**39),
+        ({"emptyDir": {"sizeLimit": "plenty"}}, 5e9, 5 * 10**9),
+        (
+            {"ephemeral": {"volumeClaimTemplate": {"spec": {"resources": {"requests": {"storage": "1e3Gi"}}}}}},
+            "1G",
+            None,
+        ),
+        ({"ephemeral": {"volumeClaimTemplate": {"spec": {"resources": {"requests": {"storage": "9k"}}}}}}, "1G", 9000),
+    ],
+)
+def test_a_trainer_knows_how_much_may_lie_in_its_scratch(own: Any, limit: Any, told: int | None) -> None:
+    volumes = [{"name": "trialkeeper-scratch", **own}] if own else []
+    resources = {"limits": {"ephemeral-storage": limit}} if limit else None
+    pod = rendered(template=template(resources=resources, spec={"volumes": volumes}))
+    assert variables(pod).get("TRIALKEEPER_SCRATCH_BYTES") == (None if told is None else str(told))
+    (volume,) = [v for v in pod["spec"]["volumes"] if v["name"] == "trialkeeper-scratch"]
+    assert volume == {"name": "trialkeeper-scratch", **(own or {"emptyDir": {}})}
+
+
+def test_scratch_that_outlives_its_pod_is_none() -> None:
+    claimed = {"name": "trialkeeper-scratch", "persistentVolumeClaim": {"claimName": "data"}}
+    pod = rendered(template=template(spec={"volumes": [claimed]}))
+    assert {"name": "trialkeeper-scratch", "emptyDir": {}} in pod["spec"]["volumes"]
+
+
+@pytest.mark.parametrize(
+    ("quantity", "size"),
+    [
+        ("0", 0), ("128974848", 128974848), ("129e6", 129_000_000), ("129M", 129_000_000), ("123Mi", 128974848),
+        ("128974848000m", 128974848), (".5Ki", 512), ("1.", 1), ("+2k", 2000), (7, 7), (1e9, 10**9), ("1E2", 100),
+        ("1E", 10**18), ("", None), ("1K", None), ("1kib", None), ("-1", None), ("1 Gi", None),
+        (True, None), (None, None),
+    ],
+)  # fmt: skip
+def test_quantities(quantity: Any, size: int | None) -> None:
+    assert size_of(quantity) == size
 
 
 NONSENSE = [

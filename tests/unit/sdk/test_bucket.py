@@ -14,8 +14,10 @@ import pytest
 import trustme
 
 from fake_s3 import BUCKET, Fake, Fault, Request, fake_s3
+from manifests import entry
 from minio_server import KEYS
 from stores import environment_of, opened
+from trialkeeper.errors import CheckpointCorrupt
 from trialkeeper.store import AlreadyThere, Missing, Unreachable, keys, s3, wire
 from trialkeeper.store.address import bucket_of
 from trialkeeper.store.opening import open_store
@@ -96,10 +98,10 @@ def test_what_stays_wrong_is_an_os_error_of_one_sentence(
     calls: list[Callable[[], object]] = [
         lambda: store.get("a"),
         lambda: store.list(""),
-        lambda: store.folder("data/a"),
+        lambda: store.fetch("data/a", [entry(key="data/a/w")]),
         lambda: store.put_new("a", b""),
         lambda: store.delete("a"),
-        lambda: store.take(tmp_path / "made", "data/a"),
+        lambda: store.keep(tmp_path / "made", "data/a", ()),
         lambda: [*store.lines("a")],
     ]
     start = time.monotonic()
@@ -174,14 +176,13 @@ def test_a_folder_that_stays_broken_leaves_no_half_of_it(
     made.mkdir()
     (made / "w").write_bytes(b"w" * size)
     (made / "v").write_bytes(b"v")
-    store.take(made, "data/a")
-    server.fault = times(999, Fault(bytes_before_reset=100), "GET", "/w")
-    with pytest.raises(OSError, match="breaks off in the middle of") as broken:
-        store.folder("data/a")
-    assert not isinstance(broken.value, Unreachable), "one object says nothing about the store"
-    assert [p for p in (tmp_path / "scratch").rglob("*") if p.is_file()] == []
-    server.fault = times(1, Fault(bytes_before_reset=100), "GET", "/w")
-    assert (store.folder("data/a") / "w").stat().st_size == size
+    files = store.keep(made, "data/a", ())
+    server.fault = times(999, Fault(bytes_before_reset=100), "GET", "data/a/")
+    with pytest.raises(CheckpointCorrupt, match="breaks off in the middle of"):
+        store.fetch("data/a", files)
+    assert [p.name for p in (tmp_path / "scratch").rglob("*") if p.is_file()] == ["a.lock"]
+    server.fault = times(1, Fault(bytes_before_reset=100), "GET", "data/a/")
+    assert (store.fetch("data/a", files) / "w").read_bytes() == b"w" * size
 
 
 def test_a_file_that_vanishes_while_its_folder_is_fetched_says_nothing_about_the_store(
@@ -190,12 +191,11 @@ def test_a_file_that_vanishes_while_its_folder_is_fetched_says_nothing_about_the
     made = tmp_path / "made"
     made.mkdir()
     (made / "w").write_bytes(b"w")
-    store.take(made, "data/a")
+    files = store.keep(made, "data/a", ())
     gone = Fault(404, b"<Error><Code>NoSuchKey</Code></Error>")
     server.fault = lambda r: gone if r.key.endswith("/w") else None
-    with pytest.raises(OSError, match=r"answers with NoSuchKey \(HTTP 404\)") as broken:
-        store.folder("data/a")
-    assert not isinstance(broken.value, Unreachable)
+    with pytest.raises(Missing, match="data/a/w"):
+        store.fetch("data/a", files)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -274,9 +274,9 @@ def test_a_large_file_goes_in_parts_and_a_lost_answer_to_the_last_word_does_not_
         return None
 
     server.fault = lose
-    store.take(made, "data/a")
-    assert not made.exists()
-    assert (store.folder("data/a") / "w").read_bytes() == content
+    files = store.keep(made, "data/a", ())
+    assert made.exists(), "for its owner to remove"
+    assert (store.fetch("data/a", files) / "w").read_bytes() == content
     assert sum("partNumber" in r.query for r in server.requests) == 3
 
 
@@ -286,7 +286,7 @@ def test_parts_that_cannot_be_sent_are_given_up(server: Fake, store: S3Store, tm
     (made / "w").write_bytes(bytes(40 << 20))
     server.fault = lambda r: DENIED if "partNumber" in r.query else None
     with pytest.raises(OSError, match="AccessDenied"):
-        store.take(made, "data/a")
+        store.keep(made, "data/a", ())
     assert server.uploads == {}
     assert server.objects == {}
 
@@ -298,7 +298,7 @@ def test_parts_that_are_not_put_together_are_no_file(server: Fake, store: S3Stor
     late = Fault(200, b"   <Error><Code>InternalError</Code></Error>")
     server.fault = lambda r: late if r.method == "POST" and "uploadId" in r.query else None
     with pytest.raises(OSError, match=r"does not put the parts of .* together"):
-        store.take(made, "data/a")
+        store.keep(made, "data/a", ())
 
 
 def test_nothing_secret_is_written_to_a_log(
@@ -382,8 +382,8 @@ def test_a_certificate_is_checked_against_the_authority_that_was_given(tmp_path:
             with opened(server.url, tmp_path, TRIALKEEPER_STORE_CA=given) as store:
                 store.put_new(f"a{len(given)}", b"1")
         with opened(server.url, tmp_path, TRIALKEEPER_STORE_CA=given) as store:
-            store.take(made, "data/a")
-            assert (store.folder("data/a") / "w").stat().st_size == 20 << 20
+            files = store.keep(made, "data/a", ())
+            assert (store.fetch("data/a", files) / "w").stat().st_size == 20 << 20
         asked = len(server.requests)
         with opened(server.url, tmp_path) as store, pytest.raises(Unreachable, match="cannot be trusted: "):
             store.list("")
@@ -445,33 +445,23 @@ def test_a_pod_that_comes_again_sends_what_it_had_not_sent_and_nothing_twice(
         assert [*later.lines("results/a.jsonl")] == [b"4\n", b"2\n", b"1\n"]
 
 
-def test_two_processes_of_a_pod_may_fetch_the_same(server: Fake, store: S3Store, tmp_path: Path) -> None:
+def test_of_many_processes_of_a_pod_one_fetches_and_the_others_wait(
+    server: Fake, store: S3Store, tmp_path: Path
+) -> None:
     made = tmp_path / "made"
     made.mkdir()
     (made / "w").write_text("w")
-    store.take(made, "data/a")
-    barrier, found = threading.Barrier(2), []
-
-    def together(request: Request) -> Fault | None:
-        if request.method == "GET" and request.key.endswith("/w"):
-            barrier.wait(10)
-        return None
-
-    server.fault = together
+    files = store.keep(made, "data/a", ())
+    found = []
+    server.fault = lambda r: time.sleep(0.3) if r.method == "GET" else None
     with opened(server.url, tmp_path) as other:
-        second = threading.Thread(target=lambda: found.append(other.folder("data/a")))
+        second = threading.Thread(target=lambda: found.append(other.fetch("data/a", files)))
         second.start()
-        found.append(store.folder("data/a"))
+        found.append(store.fetch("data/a", files))
         second.join()
     assert found[0] == found[1]
     assert (found[0] / "w").read_text() == "w"
-    assert [p.name for p in found[0].parent.iterdir()] == ["a"]
-
-
-def test_a_listing_cannot_lead_outside_of_the_folder(server: Fake, store: S3Store) -> None:
-    server.objects["space/exp-1/00000/data/a/../../../x"] = b"", {}
-    with pytest.raises(OSError, match=r"would lie outside"):
-        store.folder("data/a")
+    assert server.count("GET", "/w") == 1
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\udce9", "/".join(["\u00e4" * 120] * 5)])
@@ -480,4 +470,4 @@ def test_a_name_that_no_bucket_holds_is_the_trainers_error(name: str, store: S3S
     (made / name).parent.mkdir(parents=True)
     (made / name).write_text("")
     with pytest.raises(ValueError, match="a bucket cannot hold a file called"):
-        store.take(made, "data/a")
+        store.keep(made, "data/a", ())

@@ -18,9 +18,7 @@ from minio_server import KEYS
 from trainers import PREAMBLE, SAVING, BucketPlace
 
 UNTIL = "for i in range(start, 9):\n    trialkeeper.report({'loss': 1.0 / (i + 1)}, checkpoint=save)\n"
-KILLED_AT = (
-    UNTIL + "    if trialkeeper.get_context().attempt == 1 and i == 4: trialkeeper.flush(); os.kill(os.getpid(), 9)\n"
-)
+KILLED_AT = UNTIL + "    if trialkeeper.get_context().attempt == 1 and i == 4: die()\n"
 DENIED = Fault(403, b"<Error><Code>AccessDenied</Code></Error>")
 
 

@@ -17,7 +17,7 @@ from trainers import SAVING, Left, Place
 from trialkeeper import contract, history
 
 UNTIL = "for i in range(start, {end}):\n    trialkeeper.report({{'loss': 1.0 / (i + 1)}}, checkpoint=save)\n"
-KILLED = "    if i == {at}: trialkeeper.flush(); os.kill(os.getpid(), 9)\n"
+KILLED = "    if i == {at}: die()\n"
 
 
 def training(end: int = 9, *, killed: int | None = None) -> str:

@@ -206,6 +206,7 @@ def test_a_connection_that_was_closed_meanwhile_is_opened_again(
         b'{"settings": {"objectives": {"a": 1}, "stop": {"plateau": {}}}}',
         b'{"settings": {"checkpoint": {"frequency": 1.5}}}',
         b'{"settings": {"checkpoint": {"atEnd": "yes"}}}',
+        b'{"settings": {"mtbfSeconds": "often"}}',
         b"[" * 100_000,
         b'"' + b"x" * (1 << 19) + b'"',
     ],

@@ -98,6 +98,8 @@ def test_when_a_save_is_due(
 def test_auto_never_spends_more_than_two_percent() -> None:
     assert auto_interval(0.5, 7200) == pytest.approx(84.85, abs=0.01)
     assert auto_interval(0.5, 100) == pytest.approx(25.0)
+    assert auto_interval(0.5, 7200, upload=60) == auto_interval(0.5, 7200)
+    assert auto_interval(0.5, 7200, upload=100) == pytest.approx(110.0)
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+from collections import Counter
 from typing import Any
 
+import hypothesis
+from hypothesis import strategies as st
+
 from builders import NOW, trial
+from trialkeeper_operator.api import names
 from trialkeeper_operator.api.times import stamp
 from trialkeeper_operator.cluster.memory import Memory
 from trialkeeper_operator.serve.metrics import Metrics
@@ -67,3 +73,48 @@ def test_attempts_are_counted_by_class() -> None:
 def test_a_status_that_somebody_has_written_by_hand_stops_nobody() -> None:
     broken = {**trial(), "status": {"attempt": "many"}}
     assert heard((broken, broken))[0] == []
+
+
+TIMES = {"startTime": stamp(NOW), "endTime": stamp(NOW)}
+CHECKPOINT = {"attempt": 1, "iteration": 5, "key": "k", "time": stamp(NOW)}
+
+
+@st.composite
+def statuses(draw: st.DrawFn) -> dict[str, Any]:
+    """Any status of a trial, whether or not an operator would come to it."""
+    attempt = draw(st.integers(1, 3))
+    closed = draw(st.integers(attempt - 1, attempt))
+    record = {**TIMES, "attempt": closed, "class": draw(st.sampled_from(["Preempted", "Failed", "Succeeded"]))}
+    begun = draw(st.sampled_from([{}, {"fromIteration": 0}, {"fromIteration": 5}]))
+    pod = {"name": f"exp-0-a{attempt}", "uid": f"u{attempt}", "startTime": stamp(NOW), **begun}
+    return {
+        "attempt": attempt,
+        "closed": closed,
+        "phase": draw(st.sampled_from(["Pending", "Waiting", "Running", "Succeeded", "Failed"])),
+        "reason": draw(st.sampled_from(["", "Unschedulable", "SlowStart", "ImageNotPulled", "QuotaExceeded"])),
+        "message": draw(st.sampled_from(["", "one", "two"])),
+        "history": [{**record, "message": draw(st.sampled_from(["a", "b"]))}] if closed else [],
+        **({"pod": pod} if draw(st.booleans()) else {}),
+        **({"checkpoint": CHECKPOINT} if draw(st.booleans()) else {}),
+    }
+
+
+@hypothesis.given(st.lists(statuses(), min_size=2, max_size=30))
+def test_an_attempt_has_three_events_at_most_whatever_happens(story: list[dict[str, Any]]) -> None:
+    told, _ = heard(*((with_status(**a), with_status(**b)) for a, b in itertools.pairwise(story)))
+    kept = {event["metadata"]["name"]: event["metadata"]["labels"][names.LABEL_ATTEMPT] for event in told}
+    assert max(Counter(kept.values()).values(), default=0) <= 3
+
+
+def test_what_holds_up_an_attempt_is_told_once_and_its_end_all_the_same() -> None:
+    def held(reason: str) -> dict[str, Any]:
+        return with_status(attempt=1, phase="Waiting", reason=reason, message=reason, pod=POD)
+
+    running = with_status(attempt=1, phase="Running", pod=POD)
+    ended = with_status(attempt=1, closed=1, phase="Waiting", history=[ENDED])
+    story = [with_status(attempt=1), running, held("Unschedulable"), running, held("SlowStart"), running, ended]
+    told, _ = heard(*itertools.pairwise(story))
+    posted: dict[str, str] = {}
+    for event in told:
+        posted.setdefault(event["metadata"]["name"], event["reason"])
+    assert list(posted.values()) == ["Started", "Unschedulable", "Preempted"]

@@ -52,6 +52,14 @@ def test_what_is_encoded_is_decoded() -> None:
         assert row["status"]["phase"] == original["status"]["phase"]
 
 
+def test_a_snapshot_from_before_a_field_is_read() -> None:
+    document = snapshot.unpack(encode(experiment(), trials(3)))
+    del document["status"]["runningSeconds"]
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    _, rows = decode(packer.compress(json.dumps(document).encode()) + packer.flush())
+    assert [row["status"]["attempt"] for row in rows] == [1, 2, 3]
+
+
 def test_equal_input_gives_equal_bytes() -> None:
     assert encode(experiment(), trials(5)) == encode(experiment(), trials(5))
 

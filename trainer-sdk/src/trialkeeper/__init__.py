@@ -17,9 +17,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trialkeeper.checkpoint import Checkpoint
     from trialkeeper.context import Context, Params, get_context, get_params
-    from trialkeeper.errors import CheckpointCorrupt, StaleAttempt, TrialPreempted, TrialStopped
+    from trialkeeper.errors import (
+        CheckpointCorrupt,
+        RankZeroGone,
+        StaleAttempt,
+        TrialPreempted,
+        TrialStopped,
+        WorldSizeChanged,
+    )
     from trialkeeper.leaving import Preemption
     from trialkeeper.reporting import checkpoint_dir, checkpoint_due, flush, get_checkpoint, preemption, report
+    from trialkeeper.results import open_results
     from trialkeeper.saves import FlushResult
     from trialkeeper.trainable import Trainable, main
 
@@ -32,10 +40,12 @@ __all__ = (
     "FlushResult",
     "Params",
     "Preemption",
+    "RankZeroGone",
     "StaleAttempt",
     "Trainable",
     "TrialPreempted",
     "TrialStopped",
+    "WorldSizeChanged",
     "checkpoint_dir",
     "checkpoint_due",
     "flush",
@@ -43,6 +53,7 @@ __all__ = (
     "get_context",
     "get_params",
     "main",
+    "open_results",
     "preemption",
     "report",
 )
@@ -52,10 +63,12 @@ _HOMES = {
     "CheckpointCorrupt": "errors",
     "Context": "context",
     "Params": "context",
+    "RankZeroGone": "errors",
     "StaleAttempt": "errors",
     "Trainable": "trainable",
     "TrialPreempted": "errors",
     "TrialStopped": "errors",
+    "WorldSizeChanged": "errors",
     "FlushResult": "saves",
     "Preemption": "leaving",
     "checkpoint_dir": "reporting",
@@ -66,6 +79,7 @@ _HOMES = {
     "get_context": "context",
     "get_params": "context",
     "main": "trainable",
+    "open_results": "results",
     "report": "reporting",
 }
 

@@ -28,6 +28,7 @@ class Checkpoint:
         iteration: int = 0,
         step: int | None = None,
         attempt: int = 0,
+        resharding: bool = False,
     ) -> None:
         self.path = path
         self.kind: Kind = kind
@@ -36,23 +37,27 @@ class Checkpoint:
         self.iteration = iteration
         self.step = step
         self.attempt = attempt
+        self.resharding = resharding  # whether any number of processes can load it
         self.manifest: Mapping[str, Any] = {}  # as committed; empty before it is
 
     def __repr__(self) -> str:
         return f"Checkpoint({os.fspath(self.path)!r}, iteration={self.iteration})"
 
     @classmethod
-    def from_directory(cls, path: str | os.PathLike[str], *, move: bool | None = None) -> Checkpoint:
+    def from_directory(
+        cls, path: str | os.PathLike[str], *, move: bool | None = None, resharding: bool = False
+    ) -> Checkpoint:
         """The files below `path`: when it is reported they are moved away if `move`, else copied.
 
-        Without a word they are moved from below the scratch folder, and copied from anywhere else.
+        Without a word they are moved from below the scratch folder, and copied from anywhere else. `resharding`: any
+        number of processes can load it, from one folder with the files of all, whose names must therefore differ.
 
         :raises NotADirectoryError: if it is no folder.
         """
         folder = Path(path).resolve()
         if not folder.is_dir():
             raise NotADirectoryError(f"Checkpoint.from_directory: {folder} is no folder")
-        return cls(folder, ours=move)
+        return cls(folder, ours=move, resharding=resharding)
 
     @classmethod
     def from_dict(cls, data: Mapping[Any, Any], *, format: Literal["safe", "pickle"] = "safe") -> Checkpoint:  # noqa: A002
@@ -91,6 +96,13 @@ class Checkpoint:
             shutil.move(self.path, folder)
         else:
             shutil.copytree(self.path, folder, symlinks=True)
+
+    def discard(self) -> None:
+        """Remove the files that would have been moved away."""
+        if self.ours:
+            import shutil
+
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def to_directory(self, path: str | os.PathLike[str] | None = None) -> Path:
         """A copy of the files that may be changed, in `path` or in a new temporary folder."""

@@ -12,6 +12,10 @@ GROUP = "trialkeeper.commands"
 SUMMARIES = {  # so that `--help` loads no command
     "run": "Run an experiment on this machine, and resume it.",
     "drill": "Kill a trainer a few times and say whether it resumes.",
+    "results": "Print trials' results, whatever happened to their pods: table, csv, json, TensorBoard.",
+    "checkpoints": "List checkpoints.",
+    "download": "Fetch a checkpoint, verified.",
+    "sweep": "Take away what nobody needs from a store.",
     "snapshot": "Show what an experiment's snapshot holds.",
 }
 USAGE_ERROR = 2
@@ -23,7 +27,9 @@ def main() -> None:
     try:
         import click
     except ImportError:
-        sys.stderr.write(f"trialkeeper: the commands need a few more packages: {_MORE}\n")
+        sys.stderr.write(
+            f"trialkeeper: the commands need a few more packages: {_MORE} (or [cli], to read results only)\n"
+        )
         sys.exit(USAGE_ERROR)
 
     found: dict[str, EntryPoint] = {point.name: point for point in entry_points(group=GROUP)}

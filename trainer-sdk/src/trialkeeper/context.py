@@ -25,7 +25,7 @@ class Params(dict[str, Any]):
 
 @dataclass(frozen=True)
 class Context:
-    """This trial and this attempt. `seed` and `parameters` are the same in every attempt."""
+    """This trial and this attempt. `seed` and `parameters` are the same in every attempt, and in every process."""
 
     experiment: str
     trial: str
@@ -36,6 +36,8 @@ class Context:
     parameters: Mapping[str, Any]
     scratch: Path
     store: str
+    rank: int  # this process among the trial's
+    world_size: int  # how many they are
 
 
 def get_params(**defaults: Any) -> Params:
@@ -56,4 +58,6 @@ def get_context() -> Context:
         parameters=env.parameters,
         scratch=env.scratch,
         store=env.place,
+        rank=env.rank,
+        world_size=env.world,
     )

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 VERSION = 1
 
@@ -32,21 +32,24 @@ ENV_STORE_CA = "TRIALKEEPER_STORE_CA"  # PEM: whom to trust for the store's cert
 ENV_PREFIX = "TRIALKEEPER_PREFIX"  # the trial's keys begin with it, see `prefix`
 ENV_BASE = "TRIALKEEPER_BASE"  # where the first attempt begins: `inherited_key`s, the nearest first, joined by commas
 ENV_SCRATCH = "TRIALKEEPER_SCRATCH"  # a folder that lives as long as the pod
+ENV_SCRATCH_BYTES = "TRIALKEEPER_SCRATCH_BYTES"  # that may lie in it before the pod is evicted; absent: not known
 ENV_TERMINATION_LOG = "TRIALKEEPER_TERMINATION_LOG"  # default /dev/termination-log
 ENV_REPORT = "TRIALKEEPER_REPORT"  # where live values go: file:///path of a file to replace, or https://host:port
 ENV_REPORT_CA = "TRIALKEEPER_REPORT_CA"  # PEM: whom to trust for the report service's certificate
 ENV_TOKEN_FILE = "TRIALKEEPER_TOKEN_FILE"  # the pod's token for the report service; the kubelet renews it in place
 ENV_GRACE_SECONDS = "TRIALKEEPER_GRACE_SECONDS"  # from SIGTERM to SIGKILL
-ENV_MTBF_SECONDS = "TRIALKEEPER_MTBF_SECONDS"  # mean time between disruptions, as observed
+ENV_MTBF_SECONDS = "TRIALKEEPER_MTBF_SECONDS"  # mean time between disruptions of a pod, as observed
 ENV_HOLD = "TRIALKEEPER_HOLD"  # the drill: iterations, one for each attempt, at which report() waits for the kill
 ENV_RESUME = "TRIALKEEPER_RESUME"  # 1: a plain run resumes from its folder
 
 # The report service: both take a POST with `Authorization: Bearer <token>`.
 AUDIENCE = "trialkeeper.dev/report"  # of the token, so that it opens nothing else
-REPORT_PATH = "/v1/report"  # body: a Message; answer: {"settings": {...}} as in ENV_SETTINGS, when they have changed
+REPORT_PATH = "/v1/report"  # body: a Message; answer: {"settings": {...}} as in ENV_SETTINGS, and mtbfSeconds in them
 CREDENTIALS_PATH = (
     "/v1/credentials"  # answer: {"accessKey", "secretKey", "sessionToken", "expires": epoch seconds or 0}
 )
+
+PRIOR_MTBF_SECONDS = 6 * 3600.0  # what is believed of disruptions before any was seen
 
 NOTIFY_FILE = "preempted"  # in the scratch folder: its appearance means what SIGTERM means
 
@@ -81,6 +84,7 @@ REASON_STORE = "StoreUnreachable"
 REASON_EXCEPTION = "Exception"
 REASON_INTERRUPTED = "Interrupted"
 REASON_STALE_ATTEMPT = "StaleAttempt"
+REASON_WORLD_SIZE = "WorldSizeChanged"
 
 MESSAGE_LIMIT = 3072  # bytes; the kubelet cuts a termination message at 4,096
 KEY_LIMIT = 256  # characters
@@ -280,6 +284,11 @@ def data_key(attempt: int, iteration: int, nonce: str) -> str:
     return f"data/a{attempt:06d}-i{iteration:012d}-{nonce}"
 
 
+def ranks_key(attempt: int, life: int) -> str:
+    """Where an attempt's rank 0 listens, for processes in other pods; `life` counts a launcher's restarts."""
+    return f"ranks/a{attempt:06d}-{life}.json"
+
+
 def ended_key(attempt: int) -> str:
     """The owner's last words, the same message that it leaves to the kubelet."""
     return f"ended/a{attempt:06d}.json"
@@ -290,10 +299,41 @@ def inherited_key(donor: str, attempt: int, iteration: int) -> str:
     return f"{donor}/{manifest_key(attempt, iteration)}"
 
 
+def pin_key(holder: str, holder_attempt: int, attempt: int, iteration: int) -> str:
+    """Put below a prefix, it keeps a checkpoint there for an attempt of `holder`, a prefix that may be another."""
+    return f"{pins_of(holder)}a{holder_attempt:06d}-a{attempt:06d}-i{iteration:012d}.json"
+
+
+def pins_of(holder: str) -> str:
+    """What the keys of all of a holder's pins begin with."""
+    return f"pins/{holder.replace('/', '.')}."
+
+
+def policy_key(generation: int) -> str:
+    """What an Experiment wants to become of its part of the store, below its folder; the newest generation counts."""
+    return f"experiment/{generation:012d}.json"
+
+
+def doomed_key(attempt: int, iteration: int) -> str:
+    """Put before a checkpoint is deleted, so that whoever pins it later learns that it was too late."""
+    return f"doomed/a{attempt:06d}-i{iteration:012d}"
+
+
 _SEGMENT = "[a-zA-Z0-9][-a-zA-Z0-9]*"  # never a dot, so that no key leaves the store
 _INHERITED = re.compile(rf"({_SEGMENT}(?:/{_SEGMENT})*)/(manifests/a\d{{6}}-i\d{{12}}\.json)")
 _MANIFEST = re.compile(r"manifests/a(\d{6})-i(\d{12})\.json")
 _ATTEMPT = re.compile(r"attempts/(\d{6})\.json")
+_PIN = re.compile(rf"pins/({_SEGMENT}(?:\.{_SEGMENT})*)\.a(\d{{6}})-a(\d{{6}})-i(\d{{12}})\.json")
+_DOOMED = re.compile(r"doomed/a(\d{6})-i(\d{12})")
+
+
+class Pin(NamedTuple):
+    """A checkpoint, by attempt and iteration, that an attempt of another or the same trial holds on to."""
+
+    holder: str  # a prefix
+    holder_attempt: int
+    attempt: int
+    iteration: int
 
 
 def parse_manifest_key(key: str) -> tuple[int, int] | None:
@@ -313,3 +353,15 @@ def parse_attempt_key(key: str) -> int | None:
     """The number of an attempt's key, None for any other key."""
     match = _ATTEMPT.fullmatch(key)
     return int(match[1]) if match else None
+
+
+def parse_pin_key(key: str) -> Pin | None:
+    """What a pin's key says, None for any other key."""
+    match = _PIN.fullmatch(key)
+    return Pin(match[1].replace(".", "/"), int(match[2]), int(match[3]), int(match[4])) if match else None
+
+
+def parse_doomed_key(key: str) -> tuple[int, int] | None:
+    """(attempt, iteration) of a checkpoint that is being deleted, None for any other key."""
+    match = _DOOMED.fullmatch(key)
+    return (int(match[1]), int(match[2])) if match else None

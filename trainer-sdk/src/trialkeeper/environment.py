@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trialkeeper import contract
+from trialkeeper import contract, ranks
 from trialkeeper.store.address import check, path_of
 
 PLAIN_STORE = "trialkeeper-store"
 ENV_PLAIN = "TRIALKEEPER_PLAIN"  # set by a plain run for its workers: attempt:folder
-DEFAULT_MTBF = 6 * 3600.0
+DEFAULT_MTBF = contract.PRIOR_MTBF_SECONDS
 DEFAULT_GRACE = 30.0  # as Kubernetes has it
+PLAIN_PATIENCE = 120.0  # seconds for a plain run's rank 0 to tell its folder
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,21 @@ class Environment:
     base: tuple[str, ...] = ()  # inherited checkpoints that the first attempt may begin from, the nearest first
     hold: int = 0  # the iteration at which this attempt waits for the drill's kill, 0 for none
     grace: float = DEFAULT_GRACE  # seconds from SIGTERM to SIGKILL
+    scratch_bytes: int = 0  # that may lie in `scratch`, 0: not known
     store_ca: str = ""
     report_ca: str = ""
     token_file: Path | None = None
+    rank: int = 0  # this process among the trial's
+    world: int = 1  # how many they are
+    local_rank: int = 0  # among those of its pod
+    local_world: int = 1
+    life: int = 0  # how often a launcher has started all of them anew in this attempt
+    master: str = ""  # a name of rank 0's pod, empty if nobody said one
+
+    @property
+    def one_pod(self) -> bool:
+        """Whether all processes of the trial are in this pod."""
+        return self.local_world >= self.world
 
     @property
     def folder(self) -> Path:
@@ -117,8 +131,10 @@ def read(env: Mapping[str, str], *, worker: bool = False) -> Environment:
 
     :raises ValueError: if a variable has a value that cannot be used; the message names it.
     """
+    place = ranks.place(env)
     if contract.ENV_STORE not in env or contract.ENV_ATTEMPT not in env:
-        return _plain(env, env.get(ENV_PLAIN, "") if worker else "")
+        parent = env.get(ENV_PLAIN, "") if worker else ""
+        return replace(_plain(env, parent or _told_by_rank_zero(place)), **asdict(place))
     return Environment(
         plain=False,
         namespace=env.get(contract.ENV_NAMESPACE, ""),
@@ -139,9 +155,11 @@ def read(env: Mapping[str, str], *, worker: bool = False) -> Environment:
         base=_bases(env),
         hold=_hold(env),
         grace=_number(env, contract.ENV_GRACE_SECONDS, DEFAULT_GRACE),
+        scratch_bytes=max(0, _whole(env, contract.ENV_SCRATCH_BYTES, 0)),
         store_ca=env.get(contract.ENV_STORE_CA, ""),
         report_ca=env.get(contract.ENV_REPORT_CA, ""),
         token_file=Path(env[contract.ENV_TOKEN_FILE]) if env.get(contract.ENV_TOKEN_FILE) else None,
+        **asdict(place),
     )
 
 
@@ -172,8 +190,36 @@ def _script() -> str:
     return "".join(c if c.isalnum() or c in "-_" else "-" for c in name) or "script"
 
 
+def _root() -> Path:
+    return Path.cwd() / PLAIN_STORE / _script()
+
+
+def told_file(life: int) -> Path:
+    """Where a plain run's rank 0 tells the others its folder: they are all children of one launcher."""
+    return _root() / f".ranks-{os.getppid()}-{life}"
+
+
+def _told_by_rank_zero(place: ranks.Place) -> str:
+    """What a plain run's rank 0 has told about its folder, empty in rank 0 itself.
+
+    :raises ValueError: if it does not come.
+    """
+    if place.rank == 0:
+        return ""
+    end = time.monotonic() + PLAIN_PATIENCE
+    while time.monotonic() < end:
+        try:
+            return told_file(place.life).read_text()
+        except OSError:
+            time.sleep(0.05)
+    raise ValueError(
+        f"rank {place.rank} has not heard from rank 0 in {PLAIN_PATIENCE:.0f} s: without an operator all processes "
+        "must be on one machine, started by one launcher, and all must call trialkeeper"
+    )
+
+
 def _plain(env: Mapping[str, str], parent: str) -> Environment:
-    root = Path.cwd() / PLAIN_STORE / _script()
+    root = _root()
     numbers = [int(p.name) for p in root.glob("[0-9]*") if p.name.isdigit()]
     newest = max(numbers, default=0)
     resumes = newest > 0 and env.get(contract.ENV_RESUME) == "1"
@@ -220,5 +266,14 @@ def reserved(env: Environment) -> Environment:
             env = replace(env, prefix=folder.name, scratch=folder / "scratch", index=number, trial=trial)
         except OSError:
             break  # said when something is to be written
-    os.environ[ENV_PLAIN] = f"{env.attempt}:{env.folder}"
+    tell_workers(env)
+    if env.world > 1:
+        told = told_file(env.life)
+        told.with_name(f"{told.name}.new").write_text(os.environ[ENV_PLAIN])
+        told.with_name(f"{told.name}.new").replace(told)
     return env
+
+
+def tell_workers(env: Environment) -> None:
+    """Tell the children of a plain run's process which folder is theirs."""
+    os.environ[ENV_PLAIN] = f"{env.attempt}:{env.folder}"

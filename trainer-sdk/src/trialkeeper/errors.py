@@ -27,6 +27,24 @@ class StaleAttempt(SystemExit):
         super().__init__(contract.EXIT_RESCHEDULE)
 
 
+class RankZeroGone(SystemExit):
+    """Raised in another rank when rank 0, which decides for all, is not there any more. Exit code 75."""
+
+    def __init__(self) -> None:
+        super().__init__(contract.EXIT_RESCHEDULE)
+
+
+class WorldSizeChanged(SystemExit):
+    """Raised when a checkpoint was saved by another number of processes, and not for any number. Exit code 78."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(contract.EXIT_USER_ERROR)
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
 class CheckpointCorrupt(ValueError):
     """Raised when a checkpoint's files are not those that were committed."""
 

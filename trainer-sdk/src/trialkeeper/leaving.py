@@ -30,6 +30,7 @@ class InHand:
 
 
 Way = Literal["save", "replace", "finish"]
+SAVE: Way = "save"
 
 
 def way_out(left: float, hand: InHand) -> Way:

@@ -7,15 +7,29 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from trialkeeper import contract
 from trialkeeper.errors import CheckpointCorrupt
 
-PART_SIZE = 16 << 20  # bytes that are hashed together
+PART_SIZE = 16 << 20  # bytes that are hashed together, at least
+PARTS = 4096  # in all files of a checkpoint, about; above, parts are larger
+PART_LIMIT = 5 << 30  # bytes of a part, and
+SIZE_LIMIT = 5 << 40  # bytes of an object: S3's
+PATH_LIMIT, NAME_LIMIT = 4096, 255  # characters of a path, bytes of a name in it
+KINDS = ("directory", "dict", "pickle")
+
+Entry = dict[str, Any]
+"""A file in a manifest: `path`, `size`, `mode`, `partSize`, `sha256` of each part; `key` and `offset` of its bytes.
+
+`partSize` is the entry's own, since it may have been written with an older checkpoint, or by another rank.
+"""
 
 
 @dataclass(frozen=True)
@@ -48,34 +62,17 @@ class Progress:
         )
 
 
-def _parts(path: Path) -> list[str]:
-    from hashlib import sha256
+def part_size(total: int) -> int:
+    """Bytes that are hashed together, and sent together to a bucket, for a checkpoint of `total` bytes.
 
-    hashes = []
-    with path.open("rb") as file:
-        while part := file.read(PART_SIZE):
-            hashes.append(sha256(part).hexdigest())
-    return hashes
-
-
-def inventory(folder: Path) -> list[dict[str, Any]]:
-    """Path, size, mode and hashes of every file below a folder.
-
-    :raises ValueError: if it is empty, or has something in it that is neither a file nor a folder.
+    It grows so that a manifest holds some 4,096 hashes at most, and no multipart upload has more parts than S3 takes.
     """
-    files = []
-    for parent, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted([*names, *(f for f in folders if (Path(parent) / f).is_symlink())]):
-            path = Path(parent) / name
-            relative = path.relative_to(folder).as_posix()
-            if path.is_symlink() or not path.is_file():
-                raise ValueError(f"checkpoint: {relative} is a link or no file: save copies of files only")
-            stat = path.stat()
-            files.append({"path": relative, "size": stat.st_size, "mode": stat.st_mode & 0o777, "sha256": _parts(path)})
-    if not files:
-        raise ValueError("checkpoint: the folder is empty: save() must write at least one file into it")
-    return files
+    return min(max(PART_SIZE, -(-total // PARTS >> 20) << 20), PART_LIMIT)
+
+
+def part_count(size: int, part: int) -> int:
+    """How many parts a file has."""
+    return -(-size // part)
 
 
 def encode(manifest: Mapping[str, Any]) -> bytes:
@@ -90,31 +87,166 @@ def encode(manifest: Mapping[str, Any]) -> bytes:
 def decode(data: bytes) -> dict[str, Any]:
     """A stored manifest.
 
-    :raises CheckpointCorrupt: if it is not what was written.
+    :raises CheckpointCorrupt: if it is not what was written, or cannot be one.
     """
     try:
         value = json.loads(data)
-        whole = isinstance(value, dict) and value.get("v") == contract.VERSION and encode(value) == data
+        whole = isinstance(value, dict) and encode(value) == data
     except (ValueError, RecursionError):
         whole = False
     if not whole:
         raise CheckpointCorrupt("the manifest is not what was written")
+    return checked(value)
+
+
+def checked(body: Any) -> dict[str, Any]:
+    """A manifest's content, if all that is ever read of it is what it must be, and nothing can leave its folder.
+
+    Whoever may write into the bucket may write manifests: nothing in one is believed before it was here.
+
+    :raises CheckpointCorrupt: else; the message names the field.
+    """
+    try:
+        found: dict[str, Any] = _mapping("manifest", body)
+        for name, check in _FIELDS.items():
+            check(name, found.get(name))
+        _whole("worldSize", found.get("worldSize", 1), low=1, high=100_000)
+        _need("resharding", isinstance(found.get("resharding", False), bool))
+        _files(found["files"])
+    except _Wrong as wrong:
+        raise CheckpointCorrupt(f"the manifest's {wrong} is not what it must be") from None
+    return found
+
+
+class _Wrong(Exception):
+    """A field that is not what it must be."""
+
+
+def _need(name: str, truth: bool) -> None:
+    if not truth:
+        raise _Wrong(name)
+
+
+def _mapping(name: str, value: Any) -> dict[str, Any]:
+    _need(name, isinstance(value, dict))
     found: dict[str, Any] = value
     return found
 
 
-def verify(manifest: Mapping[str, Any], folder: Path) -> None:
-    """Check every file of a checkpoint against its manifest.
+def _whole(name: str, value: Any, low: int = 0, high: int = 2**53) -> None:
+    _need(name, type(value) is int and low <= value <= high)
 
-    :raises CheckpointCorrupt: with the first file that is missing, or not what was written.
-    """
-    for entry in manifest["files"]:
-        path = Path(os.path.normpath(folder / entry["path"]))
-        if not path.is_relative_to(folder):
-            raise CheckpointCorrupt(f"{entry['path']} would lie outside the checkpoint")
-        if path.is_symlink() or not path.is_file():
-            raise CheckpointCorrupt(f"{entry['path']} is missing")
-        if path.stat().st_size != entry["size"]:
-            raise CheckpointCorrupt(f"{entry['path']} has {path.stat().st_size} bytes instead of {entry['size']}")
-        if _parts(path) != entry["sha256"]:
-            raise CheckpointCorrupt(f"{entry['path']} is not what was written")
+
+def _number(name: str, value: Any) -> None:
+    _need(name, type(value) in (int, float) and abs(value) <= sys.float_info.max)
+
+
+def _time(name: str, value: Any) -> None:
+    _number(name, value)
+    _need(name, 0 <= value <= contract.TIME_LIMIT)
+
+
+def _text(name: str, value: Any) -> None:
+    _need(name, isinstance(value, str) and len(value) <= 1024)
+
+
+def _step(name: str, value: Any) -> None:
+    if value is not None:
+        _whole(name, value, -(2**63), 2**63)
+
+
+def _writer(name: str, value: Any) -> None:
+    for field in ("podUid", "nonce", "sdk"):
+        _text(f"{name}.{field}", _mapping(name, value).get(field))
+
+
+def _metrics(name: str, value: Any) -> None:
+    for metric in _mapping(name, value).values():
+        if isinstance(metric, str):
+            _text(name, metric)
+        else:
+            _number(name, metric)
+
+
+def _progress(name: str, value: Any) -> None:
+    found = _mapping(name, value)
+    _whole(f"{name}.iteration", found.get("iteration"))
+    _step(f"{name}.step", found.get("step"))
+    _time(f"{name}.trainedSeconds", found.get("trainedSeconds"))
+    for summary in _mapping(f"{name}.summaries", found.get("summaries")).values():
+        _need(f"{name}.summaries", isinstance(summary, list) and len(summary) == 3)
+        for number in summary:
+            _number(f"{name}.summaries", number)
+    window = found.get("window")
+    _need(f"{name}.window", isinstance(window, list))
+    for number in found["window"]:
+        _number(f"{name}.window", number)
+
+
+def _key(name: str, value: Any) -> None:
+    _path(name, value)
+    _need(name, value.startswith("data/"))
+
+
+def _path(name: str, value: Any) -> None:
+    """A relative path of plain names, as this system can have it."""
+    _need(name, isinstance(value, str) and 0 < len(value) <= PATH_LIMIT and "\0" not in value)
+    names = value.split("/")
+    try:
+        longest = max(len(os.fsencode(part)) for part in names)
+    except UnicodeEncodeError:
+        raise _Wrong(name) from None
+    _need(name, longest <= NAME_LIMIT and not any(part in ("", ".", "..") for part in names))
+
+
+def _list(name: str, value: Any) -> None:
+    _need(name, isinstance(value, list) and len(value) > 0)
+
+
+_FIELDS: Mapping[str, Callable[[str, Any], None]] = {
+    "v": lambda name, value: _need(name, type(value) is int and value == contract.VERSION),
+    "attempt": partial(_whole, low=1),
+    "iteration": _whole,
+    "step": _step,
+    "created": _time,
+    "reported": _time,
+    "writer": _writer,
+    "kind": lambda name, value: _need(name, isinstance(value, str) and value in KINDS),
+    "reason": _text,
+    "metrics": _metrics,
+    "progress": _progress,
+    "files": _list,
+    "data": _key,
+}
+
+
+def _files(entries: Sequence[Any]) -> None:
+    paths, used = set(), []
+    for entry in entries:
+        found = _mapping("files", entry)
+        for name, check in _ENTRY.items():
+            check(f"files.{name}", found.get(name))
+        parts, size = found.get("sha256"), found["size"]
+        _need("files.sha256", isinstance(parts, list) and len(parts) == part_count(size, found["partSize"]))
+        _need("files.sha256", all(isinstance(p, str) and _HASH.fullmatch(p) for p in found["sha256"]))
+        _need("files.path", found["path"] not in paths)
+        paths.add(found["path"])
+        if size:
+            used.append((found["key"], found["offset"], found["offset"] + size))
+    for path in paths:
+        while path := path.rpartition("/")[0]:
+            _need("files.path", path not in paths)
+    used.sort()
+    for one, other in pairwise(used):
+        _need("files.offset", one[0] != other[0] or one[2] <= other[1])
+
+
+_HASH = re.compile("[0-9a-f]{64}")
+_ENTRY: Mapping[str, Callable[[str, Any], None]] = {
+    "path": _path,
+    "size": partial(_whole, high=SIZE_LIMIT),
+    "mode": partial(_whole, high=0o777),
+    "partSize": partial(_whole, low=1, high=PART_LIMIT),
+    "key": _key,
+    "offset": partial(_whole, high=SIZE_LIMIT),
+}

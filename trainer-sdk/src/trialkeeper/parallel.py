@@ -14,11 +14,11 @@ def run(jobs: Iterable[Callable[[], object]], workers: int) -> None:
 
     def work() -> None:
         while not failed:
-            with lock:
-                job = next(waiting, None)
-            if job is None:
-                return
             try:
+                with lock:
+                    job = next(waiting, None)
+                if job is None:
+                    return
                 job()
             except BaseException as error:
                 failed.append(error)

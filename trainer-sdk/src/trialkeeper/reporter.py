@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,9 +20,10 @@ from trialkeeper import contract, leaving, resuming, saving, session, settings, 
 from trialkeeper.checkpoint import Checkpoint
 from trialkeeper.contract import Message
 from trialkeeper.environment import reserved
-from trialkeeper.errors import StaleAttempt, TrialPreempted, TrialStopped
+from trialkeeper.errors import StaleAttempt, TrialPreempted, TrialStopped, WorldSizeChanged
 from trialkeeper.manifest import Progress
 from trialkeeper.metrics import flatten, written
+from trialkeeper.ranks import shards
 from trialkeeper.saves import FlushResult, Head, Saves
 from trialkeeper.saving import Save
 from trialkeeper.store import AlreadyThere, Appender, Denied, Unreachable, segments
@@ -41,14 +43,14 @@ class Reporter:
     """Counts a trial's iterations in this process, from the base on."""
 
     def __init__(self, current: session.Session) -> None:
-        if current.owner and current.env.plain:
+        if current.owner and current.env.plain and current.env.world == 1:
             current.env = reserved(current.env)
         env = current.env
-        self.session, self.env = current, env
+        self.session, self.env, self._ranks = current, env, current.leads
         self.store = open_store(env, current.leave_by)
         self._results: Appender = self.store.append(contract.results_key(env.attempt))
         given = settings.parse(env.settings)
-        self._saves = Saves(current, given.policy, lambda _: None, self._heard)
+        self._saves = Saves(current, given, self._heard)
         self._rules = given.rules
         self._objectives = [o.get("metric", "") for o in env.settings.get("objectives") or []]
         self._stop_on_non_finite = env.settings.get("onNonFinite", "Stop") == "Stop"
@@ -58,6 +60,7 @@ class Reporter:
         self._base: Checkpoint | None = None
         self._exit: Callable[[], SystemExit] | None = None  # how this process was told to leave
         self._save: Save | None = None
+        self._resharding = False  # whether any number of processes can load what the last report offered
         self._asked_when = False  # whether the trainer asks when to save
         self._changed: dict[str, Any] = {}
         self._trouble: OSError | None = None  # why the store could not be written the last time it could not
@@ -78,8 +81,11 @@ class Reporter:
             raise self._exit()
         if self._begun or not self.session.owner:
             if self.session.owner:
-                self.flush(None)
-            return resuming.newest(self.store, self.env)
+                self._flush(None)
+            found = resuming.newest(self.store, self.env)
+            if self.session.owner:
+                self._ranks.say("base", {"begin": found[1] if found else None, "leave": None})
+            return found[0] if found else None
         self._begin(asked=True)
         return self._base
 
@@ -104,14 +110,21 @@ class Reporter:
         self._say()
         self.session.said_running()
         self.session.tell()
-        if begun.base is not None:
-            self._done_already(begun.base)
+        verdict = self._done_already(begun.base) if begun.base is not None else None
+        self._ranks.say("base", {"begin": begun.record["base"], "leave": verdict[0] if verdict else None})
+        if verdict is not None:
+            self._leave(contract.END_COMPLETE, *verdict)
 
     def _look(self, *, asked: bool) -> resuming.Begun:
         try:
             if asked:
-                return resuming.begin_patiently(self.store, self.env, self.session.await_signal)
+                return resuming.begin_patiently(self.store, self.env, self.session.await_signal, self._ranks.vouched)
             return resuming.begin(self.store, self.env, asked=False)
+        except WorldSizeChanged as changed:
+            self._ranks.say("base", {"error": changed.text})
+            session.warn(changed.text)
+            self.session.end(contract.END_USER_ERROR, contract.REASON_WORLD_SIZE, changed.text)
+            self._go(partial(WorldSizeChanged, changed.text))
         except resuming.Superseded as why:
             self._fenced(str(why))
         except OSError as error:
@@ -128,12 +141,9 @@ class Reporter:
             self._fenced(str(why))
         self._claimed = True
 
-    def _done_already(self, base: Checkpoint) -> None:
+    def _done_already(self, base: Checkpoint) -> tuple[str, str] | None:
         """A stop rule may hold already at the base: the kill came between the save and the end, or the rule is new."""
-        values = {k: v for k, v in base.metrics.items() if isinstance(v, (int, float))}
-        verdict = self._stopped(values)
-        if verdict is not None:
-            self._leave(contract.END_COMPLETE, *verdict)
+        return self._stopped({k: v for k, v in base.metrics.items() if isinstance(v, (int, float))})
 
     def _fenced(self, why: str) -> NoReturn:
         session.warn(f"{why}: this process leaves the trial alone")
@@ -147,12 +157,21 @@ class Reporter:
 
     def _cannot_write(self, error: OSError) -> None:
         self._trouble = error
+        if isinstance(error, shards.PartMissing):
+            self.session.warn_once("part", f"a save is not in the store: {error}")
+            return
         self.session.warn_once("store", f"the store cannot be written ({error}): training goes on without it")
 
     # One iteration.
 
     def report(
-        self, reported: Mapping[str, Any], source: Checkpoint | Save | None, step: int | None, *, spent: float = 0.0
+        self,
+        reported: Mapping[str, Any],
+        source: Checkpoint | Save | None,
+        step: int | None,
+        *,
+        resharding: bool = False,
+        spent: float = 0.0,
     ) -> None:
         if self._exit is not None:
             raise self._exit()
@@ -174,15 +193,19 @@ class Reporter:
         going = signals.asked_to_go(self.session)
         # Only what this report offers: an older function may have caught an older state.
         self._save = source if callable(source) else None
-        handed = False
+        self._resharding = resharding or (isinstance(source, Checkpoint) and source.resharding)
+        why, way = None, leaving.SAVE
         if source is not None and broken is None:
-            handed = self._save_now(source, stopped=verdict is not None, going=going, forced=forced, spent=spent)
+            why, way = self._plan(source, stopped=verdict is not None, going=going, forced=forced)
+        leave = contract.REASON_NON_FINITE if broken else verdict[0] if verdict else "" if going else None
+        nonce = self._tell_ranks(why, way, leave)
+        handed = source is not None and why is not None and self._hand_over(source, why, nonce, spent)
         self._tell(now=self._tally.reports == 1)
         if broken is not None:
             self._leave(contract.END_STOPPED, contract.REASON_NON_FINITE, broken)
         if verdict is not None:
             self._leave(contract.END_COMPLETE, *verdict)
-        if going or (handed and self.session.signalled):
+        if going or (handed and self.session.signalled and self._ranks.alone):
             self._leave_saved()
         if handed:
             self._tally.leave_out()  # to save is not to train
@@ -193,6 +216,8 @@ class Reporter:
             return
         given = self.session.new_settings.popleft()
         self._rules, self._saves.schedule.policy = given.rules, given.policy
+        self._saves.keep = given.retention
+        self._saves.schedule.mtbf = self._saves.schedule.mtbf if given.mtbf is None else given.mtbf
         self._tally.judge_plateau(given.rules.plateau)
 
     def _count(self, flat: Mapping[str, float | int]) -> None:
@@ -222,38 +247,57 @@ class Reporter:
         tally = self._tally
         return stop.judge(self._rules, flat, tally.window, iteration=tally.iteration, seconds=tally.trained)
 
-    def _save_now(self, source: Checkpoint | Save, *, stopped: bool, going: bool, forced: bool, spent: float) -> bool:
-        """Hand a save over if one is due; whether it was. The trainer's own errors are its own."""
-        ready = isinstance(source, Checkpoint)
+    def _plan(
+        self, source: Checkpoint | Save, *, stopped: bool, going: bool, forced: bool
+    ) -> tuple[str | None, leaving.Way]:
+        """Why a save is made now, None if none is, and by which way if this pod is to go."""
+        ready, way = isinstance(source, Checkpoint), leaving.SAVE
         why = self._saves.why(self._tally.iteration, stopped=stopped)
         if going:
             way = self._saves.way_out()
-            why = None if way == "finish" else "preempted"
+            why = None if way == "finish" and not ready else "preempted"
             if way == "replace":
-                self._saves.uploader.give_up()
+                self._saves.give_up()
         elif why is None and (ready or forced):
             why = "asked"
         if ready and not self._asked_when:
             self.session.warn_once("ready", READY)
-        return why is not None and self._hand_over(source, why, spent)
+        return (why if why is not None and self._may_save(why) else None), way
 
-    def _hand_over(self, source: Checkpoint | Save, why: str, spent: float = 0.0) -> bool:
-        """Hand a save over; False if it was skipped or cannot be taken now."""
-        self._say()  # a save may fail, and what was reported has been reported
-        tally = self._tally
-        head = Head(tally.progress(), {k: written(v) for k, v in tally.values.items()}, tally.reported_at)
+    def _may_save(self, why: str) -> bool:
+        """Whether a save can be taken now."""
         try:
             self._results.write(b"")  # what could not be written before: no checkpoint may be ahead of its results
         except OSError as error:
             self._cannot_write(error)
             return False
+        return self._saves.make_way(why)
+
+    def _tell_ranks(self, why: str | None, way: leaving.Way, leave: str | None) -> str:
+        """Tell the other ranks what comes of this report, before the save, which may take all of them; its nonce."""
+        if self._ranks.alone:
+            return ""
+        nonce = shards.nonce()
+        save = {"nonce": nonce, "iteration": self._tally.iteration, "why": why, "replace": way == "replace"}
+        self._ranks.report({"save": save if why is not None else None, "leave": leave, "left": self._left()})
+        return nonce
+
+    def _left(self) -> float | None:
+        by = self.session.leave_by()
+        return None if by is None else max(by - time.monotonic(), 0.0)
+
+    def _hand_over(self, source: Checkpoint | Save, why: str, nonce: str, spent: float = 0.0) -> bool:
+        """Hand a save over; False if it cannot be taken. The trainer's own errors are its own."""
+        self._say()  # a save may fail, and what was reported has been reported
+        tally = self._tally
+        head = Head(tally.progress(), {k: written(v) for k, v in tally.values.items()}, tally.reported_at)
         try:
-            handed = self._saves.hand_over(source, why, head, spent=spent)
+            self._saves.hand_over(source, why, head, spent=spent, nonce=nonce, resharding=self._resharding)
         except saving.NotStaged as error:
             self._cannot_write(error)
             return False
         self._hear()
-        return handed
+        return True
 
     # What others ask for at a safe point.
 
@@ -263,16 +307,21 @@ class Reporter:
             raise self._exit()
         self._asked_when = True
         self._hear()
-        if signals.asked_to_go(self.session):
-            if self._saves.way_out() != "finish":
-                return True
+        said = self._ranks.ask("due", self._is_due, step=step)
+        if said == "leave":
             self._leave_saved()
-        if self._saves.busy() and self._saves.schedule.policy.on_busy == "Skip":
+        return said is True
+
+    def _is_due(self) -> bool | str:
+        """Whether the trainer should save now, or `leave`."""
+        if signals.asked_to_go(self.session):
+            return self._saves.way_out() != "finish" or "leave"
+        if self._saves.busy() and self._saves.on_busy == "Skip":
             return False
         return self._saves.why(self._tally.iteration + 1) is not None
 
     @contextmanager
-    def folder(self, metrics: Mapping[str, Any], step: int | None) -> Iterator[Path]:
+    def folder(self, metrics: Mapping[str, Any], step: int | None, resharding: bool) -> Iterator[Path]:
         """A folder of ours; leaving it cleanly is a report."""
         if self._exit is not None:
             raise self._exit()
@@ -285,17 +334,28 @@ class Reporter:
             saving.remove(made)
             raise
         with self.session.lock:
-            self.report(metrics, Checkpoint(made, ours=True), step, spent=time.monotonic() - start)
+            source = Checkpoint(made, ours=True, resharding=resharding)
+            self.report(metrics, source, step, spent=time.monotonic() - start)
 
     def preemption(self) -> leaving.Preemption | None:
         """What is left to this pod, if it was asked to go."""
         if self._exit is not None:
             raise self._exit()
         self._hear()
-        return self._saves.preemption() if signals.asked_to_go(self.session) else None
+        said = self._ranks.ask("preemption", self._is_preempted)
+        return leaving.Preemption(**said) if said else None
+
+    def _is_preempted(self) -> dict[str, Any] | None:
+        found = self._saves.preemption() if signals.asked_to_go(self.session) else None
+        return None if found is None else asdict(found)
 
     def flush(self, timeout: float | None) -> FlushResult:
         """Wait for what is on its way."""
+        found = self._flush(timeout)
+        self._ranks.say("flush", asdict(found))
+        return found
+
+    def _flush(self, timeout: float | None) -> FlushResult:
         found = self._saves.flush(timeout)
         self._hear()
         return found
@@ -338,11 +398,12 @@ class Reporter:
 
     def _refresh(self) -> None:
         """Before the last words: have what is on its way finished, and told."""
-        done, by = self._saves.flush(), self.session.leave_by()
-        self._saves.close(0.0 if done.pending else CLOSING if by is None else max(by - time.monotonic(), 0.0))
-        self._take_in()
-        if self._begun and self._changed:
-            self._say()
+        with self.session.lock:
+            done, by = self._saves.flush(), self.session.leave_by()
+            self._saves.close(0.0 if done.pending else CLOSING if by is None else max(by - time.monotonic(), 0.0))
+            self._take_in()
+            if self._begun and self._changed:
+                self._say()
 
     def _say(self) -> None:
         self.session.update(**self._changed, metrics=self._tally.told(self._objectives))
@@ -359,7 +420,7 @@ class Reporter:
         self._go(partial(TrialStopped, reason))
 
     def _leave_saved(self) -> NoReturn:
-        left = self.flush(None)
+        left = self._flush(None)
         if left.pending:
             unsent = ", ".join(map(str, left.pending))
             why = left.error or "there was no time"
@@ -396,12 +457,17 @@ class Reporter:
         to save it later."""
         end = time.monotonic() + resuming.PATIENCE
         while True:
-            self.flush(None)
+            self._flush(None)
             unsaved = self._saves.schedule.handed_iteration < self._tally.iteration
             if not unsaved or self._save is None:
                 return self._saves.schedule.saved_iteration >= self._saves.schedule.handed_iteration
-            if self._hand_over(self._save, "final") and self.flush(None):
-                return True
+            nonce = "" if self._ranks.alone else shards.nonce()
+            if self._may_save("final"):
+                self._ranks.say("end", {"nonce": nonce, "iteration": self._tally.iteration, "why": "final"})
+                if self._hand_over(self._save, "final", nonce) and self._flush(None):
+                    return True
+            if not self._ranks.alone:
+                return False  # the others are on their way out
             gone = isinstance(self._trouble, Unreachable) and not isinstance(self._trouble, Denied)
             if not gone or time.monotonic() >= end or self.session.signalled:
                 return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trialkeeper import session
 from trialkeeper.checkpoint import Checkpoint
@@ -15,16 +15,28 @@ from trialkeeper.reporter import Reporter
 from trialkeeper.saves import FlushResult
 from trialkeeper.saving import Save
 
-_reporter: Reporter | None = None
+if TYPE_CHECKING:
+    from trialkeeper.participant import Participant
+
+_reporter: Reporter | Participant | None = None
 
 
-def report(metrics: Mapping[str, Any], checkpoint: Checkpoint | Save | None = None, *, step: int | None = None) -> None:
+def report(
+    metrics: Mapping[str, Any],
+    checkpoint: Checkpoint | Save | None = None,
+    *,
+    step: int | None = None,
+    resharding: bool = False,
+) -> None:
     """Report one iteration.
 
     `metrics`: numbers by name; nested dicts are joined by `/`. `checkpoint`: a Checkpoint, which is always
     taken, or a function `save(folder)`, which is called only when a save is due, or when `should_checkpoint` among
     the metrics is true. Its files are sent in the background. `step`: the trainer's own clock, if it has one; it
     must not decrease.
+
+    Of several processes (torchrun) all must report: rank 0's metrics count, and each saves its own files, or none.
+    `resharding`: what is saved can be loaded by any number of processes, from one folder with the files of all.
 
     :raises TrialStopped: when the trial is over; it is a SystemExit, leave it alone.
     :raises TrialPreempted: when everything is saved and the pod is to go; likewise.
@@ -35,7 +47,7 @@ def report(metrics: Mapping[str, Any], checkpoint: Checkpoint | Save | None = No
     """
     reporter = _own("trialkeeper.report()")
     with reporter.session.lock:
-        reporter.report(metrics, checkpoint, step)
+        reporter.report(metrics, checkpoint, step, resharding=resharding)
 
 
 def get_checkpoint() -> Checkpoint | None:
@@ -45,6 +57,7 @@ def get_checkpoint() -> Checkpoint | None:
 
     :raises TrialStopped: if a stop rule holds there already.
     :raises StaleAttempt: if a later attempt, or another pod of this one, has the trial.
+    :raises WorldSizeChanged: if another number of processes has saved it, without `resharding`.
     :raises OSError: if the store cannot be read: nobody then knows whether this would start over.
     """
     reporter = _own("trialkeeper.get_checkpoint()", readers=True)
@@ -65,12 +78,14 @@ def checkpoint_due(step: int | None = None) -> bool:
 
 
 @contextmanager
-def checkpoint_dir(metrics: Mapping[str, Any] | None = None, *, step: int | None = None) -> Iterator[Path]:
+def checkpoint_dir(
+    metrics: Mapping[str, Any] | None = None, *, step: int | None = None, resharding: bool = False
+) -> Iterator[Path]:
     """An empty folder to save into. Leaving the block is a `report` of these metrics with it; nothing is copied.
 
     If the block raises, the folder is dropped and nothing is reported. What `report` raises is raised at its end.
     """
-    with _own("trialkeeper.checkpoint_dir()").folder(metrics or {}, step) as folder:
+    with _own("trialkeeper.checkpoint_dir()").folder(metrics or {}, step, resharding) as folder:
         yield folder
 
 
@@ -88,15 +103,23 @@ def flush(timeout: float | None = None) -> FlushResult:
         return reporter.flush(timeout)
 
 
-def _own(call: str, *, readers: bool = False) -> Reporter:
+def _own(call: str, *, readers: bool = False) -> Reporter | Participant:
     global _reporter
     current = session.current()
-    if not current.owner and not readers:
+    if not (current.owner or current.follower or readers):
         raise NotTheOwner(call)
     reporter = _reporter
     if reporter is None or reporter.session is not current:
         with current.lock:
             reporter = _reporter
             if reporter is None or reporter.session is not current:
-                reporter = _reporter = Reporter(current)
+                reporter = _reporter = _made(current)
     return reporter
+
+
+def _made(current: session.Session) -> Reporter | Participant:
+    if not current.follower:
+        return Reporter(current)
+    from trialkeeper.participant import Participant
+
+    return Participant(current)

@@ -7,23 +7,34 @@ one ended begins from that one's prefix, and keeps everything of its own under i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from trialkeeper import contract, history, manifest, session
+from trialkeeper import contract, history, manifest, retention, session
 from trialkeeper.checkpoint import Checkpoint
 from trialkeeper.contract import CheckpointRef, Resumed
 from trialkeeper.environment import Environment
 from trialkeeper.errors import CheckpointCorrupt
+from trialkeeper.ranks import shards
 from trialkeeper.store import AlreadyThere, Denied, Missing, Store, Unreachable
 from trialkeeper.store.opening import open_at
 
 NEWEST = 10**6  # an attempt that is later than all
 PATIENCE = 120.0  # seconds for a store to come back before a trainer that asked for its checkpoint fails
+LOOKS = 3  # at what there is, if something goes that was just there: a checkpoint is deleted when newer ones have come
 PAUSE = 5.0  # seconds between two such questions
+
+
+Vouched = Callable[[str, frozenset[int]], bool]
+
+
+def _trusting(name: str, ranks: frozenset[int]) -> bool:
+    return True
 
 
 class Superseded(RuntimeError):
@@ -40,25 +51,33 @@ class Begun:
     record: Mapping[str, Any]
 
 
-def load(store: Store, key: str) -> Checkpoint:
-    """A committed checkpoint, every file of it verified.
+def load(store: Store, key: str, env: Environment | None = None) -> Checkpoint:
+    """A committed checkpoint, every file of it verified; of several ranks', what a rank needs of it, if one asks.
 
     :raises CheckpointCorrupt: if a file is not what was committed.
     :raises Missing: if the manifest or the files are gone.
+    :raises WorldSizeChanged: if it is of another number of ranks, and not for any number.
     """
     body = manifest.decode(store.get(key))
-    folder = store.folder(body["data"])
-    manifest.verify(body, folder)
+    if contract.parse_manifest_key(key) != (body["attempt"], body["iteration"]):
+        raise CheckpointCorrupt("the manifest is another checkpoint's")
     found = Checkpoint(
-        folder,
+        store.fetch(body["data"], body["files"]) if env is None else _fetched(store, body, env),
         kind=body["kind"],
         metrics=body["metrics"],
         iteration=body["iteration"],
         step=body["step"],
         attempt=body["attempt"],
+        resharding=body.get("resharding", False),
     )
     found.manifest = body
     return found
+
+
+def _fetched(store: Store, body: Mapping[str, Any], env: Environment) -> Path:
+    shards.check_world(body, env)
+    files = shards.files_for(body, env)
+    return shards.folder_for(body, store.fetch(body["data"], files) if files else None, env)
 
 
 class Candidate(NamedTuple):
@@ -103,37 +122,103 @@ def _donors(env: Environment, root: tuple[str, int, int] | None) -> list[tuple[s
     return [root, *further]
 
 
-def _newest(store: Store, env: Environment) -> tuple[Checkpoint, str] | None:
+def _newest(
+    store: Store, env: Environment, *, hold: bool, vouched: Vouched = _trusting
+) -> tuple[Checkpoint, str] | None:
     """The newest whole checkpoint that an attempt may see, and its name; what is broken is passed over and told.
 
+    With `hold` it is pinned, for the time until this attempt has claimed it and has something of its own. `vouched`:
+    whether some ranks in other pods have their parts of it.
+
     :raises OSError: if a store cannot be reached.
+    :raises WorldSizeChanged: as `load`.
     """
+    broken: set[str] = set()
+    pins: dict[str, tuple[Store, str]] = {}
+    try:
+        for looks_left in reversed(range(LOOKS)):
+            found = _looked(store, env, broken, pins if hold else None, vouched, last=not looks_left)
+            if found is not None:
+                pins.pop(found[1], None)
+                return found
+        return None
+    finally:
+        for place, key in pins.values():
+            with contextlib.suppress(OSError):  # the sweep takes away what is left of it
+                place.delete(key)
+
+
+def _looked(
+    store: Store,
+    env: Environment,
+    broken: set[str],
+    pins: dict[str, tuple[Store, str]] | None,
+    vouched: Vouched,
+    *,
+    last: bool,
+) -> tuple[Checkpoint, str] | None:
+    """One look; None if nothing was found, or if something went while it was looked at: unless it is the `last`."""
     for place, key, name in candidates(store, env):
+        if name in broken:
+            continue
         try:
-            return load(place, key), name
-        except Unreachable:
+            if pins is not None and not _held(place, env, key, name, pins) and not last:
+                return None
+            found = load(place, key, env)
+            elsewhere = shards.elsewhere(found.manifest, env)
+            if not elsewhere or vouched(name, elsewhere):
+                return found, name
+            raise CheckpointCorrupt("another pod has not its part of it whole")
+        except (Unreachable, shards.Unvouched):
             raise  # whether it is whole nobody knows: to pass it over might be to start over
-        except (CheckpointCorrupt, Missing, OSError, KeyError, TypeError) as broken:
-            session.warn(f"checkpoint {name} is passed over, an older one is tried: {broken}")
+        except Missing as gone:
+            if not last:
+                return None
+            session.warn(f"checkpoint {name} is passed over, an older one is tried: {gone}")
+        except (CheckpointCorrupt, OSError, KeyError, TypeError) as why:
+            broken.add(name)
+            session.warn(f"checkpoint {name} is passed over, an older one is tried: {why}")
     return None
 
 
-def newest(store: Store, env: Environment) -> Checkpoint | None:
-    """The newest whole checkpoint that an attempt may see.
+def _held(place: Store, env: Environment, key: str, name: str, pins: dict[str, tuple[Store, str]]) -> bool:
+    """Pin a checkpoint; False if somebody had begun to delete it before, so that there ought to be a newer one."""
+    found = contract.parse_manifest_key(key)
+    assert found is not None  # a candidate's key
+    try:
+        pins[name] = place, retention.pin(place, env, found)
+    except OSError as error:
+        session.warn(f"checkpoint {name} could not be pinned, and may be deleted before it is read: {error}")
+        return True
+    return found not in retention.doomed(place)
+
+
+def newest(store: Store, env: Environment) -> tuple[Checkpoint, str] | None:
+    """The newest whole checkpoint that an attempt may see, and its name.
 
     :raises OSError: if a store cannot be reached.
+    :raises WorldSizeChanged: as `load`.
     """
-    found = _newest(store, env)
-    return found[0] if found else None
+    return _newest(store, env, hold=False)
 
 
-def begin(store: Store, env: Environment, *, asked: bool) -> Begun:
+def named(store: Store, env: Environment, name: str) -> Checkpoint:
+    """The checkpoint that an attempt's record calls by a name; errors are those of `load`, and OSError."""
+    inherited = contract.parse_inherited_key(name)
+    if inherited is None:
+        return load(store, name, env)
+    donor, attempt, iteration = inherited
+    return load(open_at(env, donor), contract.manifest_key(attempt, iteration), env)
+
+
+def begin(store: Store, env: Environment, *, asked: bool, vouched: Vouched = _trusting) -> Begun:
     """Where an attempt begins: at its newest checkpoint if the trainer `asked` for it, else at the start.
+
 
     :raises Superseded: if a later attempt has begun.
     :raises OSError: if the store cannot be read.
     """
-    base = _newest(store, env) if asked else None
+    base = _newest(store, env, hold=True, vouched=vouched) if asked else None
     attempts = history.records(store)
     if not asked and next(candidates(store, env), None) is not None:
         session.warn(
@@ -146,7 +231,9 @@ def begin(store: Store, env: Environment, *, asked: bool) -> Begun:
     return _begun(env, base, lost, before)
 
 
-def begin_patiently(store: Store, env: Environment, wait: Callable[[float], bool]) -> Begun:
+def begin_patiently(
+    store: Store, env: Environment, wait: Callable[[float], bool], vouched: Vouched = _trusting
+) -> Begun:
     """As `begin` for a trainer that asked. A store that does not answer is asked again, since to give up is a failure.
 
     `wait` waits so many seconds, True if this pod is to go.
@@ -154,7 +241,7 @@ def begin_patiently(store: Store, env: Environment, wait: Callable[[float], bool
     end, said = time.monotonic() + PATIENCE, False
     while True:
         try:
-            return begin(store, env, asked=True)
+            return begin(store, env, asked=True, vouched=vouched)
         except Denied:
             raise
         except Unreachable as error:
@@ -197,6 +284,11 @@ def _begun(env: Environment, found: tuple[Checkpoint, str] | None, lost: int, be
         "time": now,
         "lostIterations": lost,
         "lostBefore": before,
+        # Whose all this is, so that a bucket alone tells the whole story.
+        "trial": env.trial,
+        "experiment": env.experiment,
+        "parameters": dict(env.parameters),
+        "objectives": env.settings.get("objectives") or [],
     }
     return Begun(base, reference, resumed, record)
 

@@ -10,21 +10,22 @@ import errno
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from trialkeeper import due, leaving, resuming, saving, session, signals
+from trialkeeper import due, leaving, resuming, retention, saving, session, signals
 from trialkeeper.checkpoint import Checkpoint
 from trialkeeper.contract import CheckpointRef
 from trialkeeper.manifest import Progress
+from trialkeeper.ranks import shards
 from trialkeeper.saving import Save
+from trialkeeper.settings import Settings
 from trialkeeper.store import Denied, Unreachable
 from trialkeeper.upload.messages import Answer, Committed, Dropped, Failed, Fenced, Refused, Synced
 from trialkeeper.upload.uploader import Uploader
 
 ON_ITS_WAY = 2  # saves at most: one in hand, one waiting
 LISTEN = 0.2  # seconds for which answers are awaited at once, so that a signal is noticed
-Score = Callable[[Mapping[str, Any]], float | None]  # of a checkpoint's metrics, higher is better, None is worst
 REPLACEABLE = frozenset({"periodic", "asked"})
 
 
@@ -82,11 +83,10 @@ class _Sent:
 class Saves:
     """The saves of one attempt. Whoever calls holds the session's lock."""
 
-    def __init__(self, current: session.Session, policy: due.Policy, score: Score, news: Callable[[], None]) -> None:
+    def __init__(self, current: session.Session, given: Settings, news: Callable[[], None]) -> None:
         self._session, self._env = current, current.env
-        self.schedule = due.Schedule(policy, current.env.mtbf)
-        self.score = score
-        self.keep: Mapping[str, Any] = {}
+        self.schedule = due.Schedule(given.policy, current.env.mtbf)
+        self.keep = given.retention
         self.counts = Counts()
         self.uploader = Uploader(current.env, news)
         self.base: str | None = None
@@ -132,7 +132,7 @@ class Saves:
             self._fail(answer)
 
     def _fail(self, answer: Failed) -> None:
-        kinds = {"denied": Denied, "unreachable": Unreachable}
+        kinds = {"denied": Denied, "unreachable": Unreachable, "part": shards.PartMissing}
         self._news.trouble = kinds.get(answer.kind, OSError)(answer.text)
         if not answer.again:
             self.counts.failed += 1
@@ -178,29 +178,46 @@ class Saves:
             sending += per_save * (len(self.uploader.outstanding) - 1)
         return leaving.way_out(by - now, leaving.InHand(sending, stall + (upload or 0.0)))
 
+    def give_up(self) -> None:
+        """Forget what is on its way, for the sake of what comes now."""
+        for number, save in self.uploader.outstanding.items():
+            self.counts.dropped += 1
+            self._sent.pop(number, None)
+            self.schedule.lost(save.iteration)
+        self.uploader.give_up()
+
     # How.
 
-    def hand_over(self, source: Checkpoint | Save, why: str, head: Head, *, spent: float = 0.0) -> bool:
-        """Take a save from the trainer; False if it was skipped, or there is no room for it.
+    def hand_over(
+        self,
+        source: Checkpoint | Save,
+        why: str,
+        head: Head,
+        *,
+        spent: float = 0.0,
+        nonce: str = "",
+        resharding: bool = False,
+    ) -> bool:
+        """Take a save from the trainer, once there is way for it; False if it is another rank's empty part.
 
-        `spent`: seconds that the trainer has spent on it already.
+        `spent`: seconds that the trainer has spent on it already. `nonce`: what all ranks know it by.
 
         :raises ValueError: if the folder cannot be a checkpoint; whatever a save function raises.
         :raises OSError: if the scratch folder cannot be written.
         """
-        if not self._make_way(why):
-            self.counts.skipped += 1
-            return False
         iteration = head.progress.iteration
         start = time.monotonic()
         try:
-            staged = self._staged(source)
+            staged = self._staged(source, part=bool(nonce))
         finally:
             end = time.monotonic()
             self.schedule.tried(iteration, start - spent, end)
         self._size = max(self._size, staged.size)
+        if self._env.rank > 0 and not shards.has_files(staged.folder):
+            saving.remove(staged.folder)
+            return False
         try:
-            number = self._send(staged, why, head)
+            number = self._send(staged, why, head, nonce=nonce, resharding=resharding)
         except OSError as error:
             saving.remove(staged.folder)
             raise saving.NotStaged(*error.args) from error
@@ -210,7 +227,7 @@ class Saves:
             self._best_saves.add(number)
         return True
 
-    def _send(self, staged: saving.Staged, why: str, head: Head) -> int:
+    def _send(self, staged: saving.Staged, why: str, head: Head, *, nonce: str, resharding: bool) -> int:
         return self.uploader.save(
             folder=os.fspath(staged.folder),
             kind=staged.kind,
@@ -220,12 +237,14 @@ class Saves:
             reported=head.reported,
             instead=self._replaceable(),
             claim=self.claim,
-            keep=self.keep,
+            keep=asdict(self.keep),
             base=self.base,
+            nonce=nonce,
+            resharding=resharding,
         )
 
     def _is_best(self, metrics: Mapping[str, Any]) -> bool:
-        score = self.score(metrics)
+        score = retention.score(metrics, self.keep)
         if score is None or (self._best is not None and score <= self._best):
             return False
         self._best = score
@@ -233,36 +252,46 @@ class Saves:
 
     def _replaceable(self) -> int:
         """The number of the waiting save that a newer one may take the place of, 0 if there is none."""
-        if len(self.uploader.outstanding) < ON_ITS_WAY or self.schedule.policy.on_busy == "Wait":
+        if len(self.uploader.outstanding) < ON_ITS_WAY or self.on_busy == "Wait":
             return 0
+        if self._env.world > 1:
+            return 0  # the others may have begun to send their parts of it
         number, waiting = [*self.uploader.outstanding.items()][-1]
         return number if waiting.why in REPLACEABLE and number not in self._best_saves else 0
 
-    def _make_way(self, why: str) -> bool:
+    @property
+    def on_busy(self) -> str:
+        """`checkpoint.onBusy`; of several ranks, none can take back what the others may have sent already."""
+        asked = self.schedule.policy.on_busy
+        return "Skip" if self._env.world > 1 and asked == "Latest" else asked
+
+    def make_way(self, why: str) -> bool:
         """See to it that there is room for one more on its way; False if this one is to be skipped."""
         if not self.busy():
             return True
         stuck = self.uploader.failing is not None
-        if self.schedule.policy.on_busy == "Skip" and why in REPLACEABLE:
+        if self.on_busy == "Skip" and why in REPLACEABLE:
+            self.counts.skipped += 1
             return False
-        if (self.schedule.policy.on_busy == "Latest" or stuck) and self._replaceable():
+        if (self.on_busy == "Latest" or stuck) and self._replaceable():
             return True
         if stuck and why in REPLACEABLE:
+            self.counts.skipped += 1
             return False  # training goes on without the store, which has the newer ones before it already
         self.wait(lambda: len(self.uploader.outstanding) < ON_ITS_WAY)
         return True
 
-    def _staged(self, source: Checkpoint | Save) -> saving.Staged:
+    def _staged(self, source: Checkpoint | Save, *, part: bool) -> saving.Staged:
         """The trainer's files in a folder of ours; if scratch is full, once more when what is on its way is gone."""
         if self.uploader.outstanding and self._size and not saving.room(self._env.scratch, self._size):
             self._wait_for_room()
         try:
-            return saving.staged(source, self._env.scratch)
+            return saving.staged(source, self._env.scratch, part=part)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self.uploader.outstanding:
                 raise
             self._wait_for_room()
-            return saving.staged(source, self._env.scratch)
+            return saving.staged(source, self._env.scratch, part=part)
 
     def _wait_for_room(self) -> None:
         wanted = f"{(3 * self._size >> 20) + 1} MiB" if self._size else "three times the size of a save"

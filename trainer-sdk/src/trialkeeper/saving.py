@@ -12,7 +12,7 @@ import contextlib
 import os
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,8 @@ from trialkeeper.checkpoint import Checkpoint
 from trialkeeper.contract import CheckpointRef
 from trialkeeper.environment import Environment
 from trialkeeper.errors import CheckpointCorrupt, StaleAttempt
-from trialkeeper.manifest import Progress
+from trialkeeper.manifest import Entry, Progress
+from trialkeeper.ranks import shards
 from trialkeeper.store import AlreadyThere, Appender, Missing, Store
 
 Save = Callable[[Path], None]
@@ -29,6 +30,25 @@ Save = Callable[[Path], None]
 
 class NotStaged(OSError):
     """Raised when the scratch folder cannot take a checkpoint: it is full, or may not be written."""
+
+
+class Committed(NamedTuple):
+    """A checkpoint that is in the store, and its manifest's content."""
+
+    reference: CheckpointRef
+    body: Mapping[str, Any]
+
+
+def committed_files(store: Store) -> list[Entry]:
+    """What `commit` may be told as `older` at the beginning: the files of this prefix's newest checkpoint.
+
+    :raises OSError: if the store cannot be read.
+    """
+    keys = sorted(key for key in store.list("manifests/") if contract.parse_manifest_key(key) is not None)
+    for key in reversed(keys):
+        with contextlib.suppress(Missing, CheckpointCorrupt):
+            return list(manifest.decode(store.get(key))["files"])
+    return []
 
 
 class Staged(NamedTuple):
@@ -39,8 +59,8 @@ class Staged(NamedTuple):
     size: int
 
 
-def staged(source: Checkpoint | Save, scratch: Path) -> Staged:
-    """The trainer's files in a folder of ours; what a failing `save` left is removed.
+def staged(source: Checkpoint | Save, scratch: Path, *, part: bool = False) -> Staged:
+    """The trainer's files in a folder of ours; what a failing `save` left is removed. A `part` of a save may be empty.
 
     :raises NotStaged: if it is not the trainer's fault; whatever `save` raises is.
     :raises ValueError: if the folder cannot be a checkpoint.
@@ -56,9 +76,9 @@ def staged(source: Checkpoint | Save, scratch: Path) -> Staged:
                 source.hand_over(folder, scratch)
             except OSError as error:
                 raise NotStaged(*error.args) from error
-            return Staged(folder, source.kind, check(folder))
+            return Staged(folder, source.kind, check(folder, part=part))
         source(folder)
-        return Staged(folder, "directory", check(folder))
+        return Staged(folder, "directory", check(folder, part=part))
     except BaseException:
         remove(folder)
         raise
@@ -71,8 +91,8 @@ def new_folder(scratch: Path) -> Path:
     return folder
 
 
-def check(folder: Path) -> int:
-    """See to it that a folder can be a checkpoint; its bytes.
+def check(folder: Path, *, part: bool = False) -> int:
+    """See to it that a folder can be a checkpoint, or `part` of one; its bytes.
 
     :raises ValueError: if it is empty, or has something in it that is neither a file nor a folder.
     """
@@ -86,7 +106,7 @@ def check(folder: Path) -> int:
             elif not stat.S_ISDIR(found.st_mode):
                 relative = os.path.relpath(path, folder)
                 raise ValueError(f"checkpoint: {relative} is a link or no file: save copies of files only")
-    if not files:
+    if not files and not part:
         raise ValueError("checkpoint: the folder is empty: save() must write at least one file into it")
     return size
 
@@ -124,20 +144,26 @@ def commit(
     metrics: Mapping[str, Any],
     reported: float,
     results: Appender | None,
-) -> tuple[CheckpointRef, dict[str, Any]]:
-    """Make a folder a checkpoint of this attempt at `progress`; its reference and its manifest.
+    older: Sequence[Entry] = (),
+    nonce: str = "",
+    resharding: bool = False,
+    leave_by: Callable[[], float | None] = lambda: None,
+) -> Committed:
+    """Make a folder a checkpoint of this attempt at `progress`; `reported` is when its iteration was.
 
-    `reported` is when its iteration was. If it cannot be done, the folder is left as it is, where that can be.
+    The folder is left as it is, for its owner to remove or to try again.
+
+    `older`: entries of committed checkpoints of this prefix, the newest first, whose files need not be stored again.
+    `nonce`: what the other ranks know the save by, if there are any, whose parts are waited for until `leave_by`.
 
     :raises StaleAttempt: if a later attempt has begun, or another pod has committed the same.
     :raises OSError: if the store cannot be written; there is then no checkpoint.
     :raises ValueError: if the folder cannot be a checkpoint.
     """
-    nonce = os.urandom(4).hex()
+    nonce = nonce or shards.nonce()
     data = contract.data_key(env.attempt, progress.iteration, nonce)
     key = contract.manifest_key(env.attempt, progress.iteration)
-    files = manifest.inventory(folder)
-    body = {
+    body: dict[str, Any] = {
         "v": contract.VERSION,
         "attempt": env.attempt,
         "iteration": progress.iteration,
@@ -149,35 +175,48 @@ def commit(
         "reason": why,
         "metrics": dict(metrics),
         "progress": progress.to_json(),
-        "partSize": manifest.PART_SIZE,
-        "files": files,
         "data": data,
     }
+    if env.world > 1:
+        body["worldSize"] = env.world
+    elif resharding:
+        body["resharding"] = True
     reference = CheckpointRef(env.attempt, progress.iteration, key, reported)
     try:
-        store.take(folder, data)
+        if env.world > 1:
+            mine = shards.keep(store, folder, data, 0, older)
+            body["files"], every = shards.gather(
+                store, env, data, nonce, mine, resharding=resharding, leave_by=leave_by
+            )
+            body["resharding"] = every
+        else:
+            body["files"] = [*store.keep(folder, data, older)]
+        manifest.checked(body)  # what could not be read again must not be believed to be saved
         if newest_attempt(store) > env.attempt:
             raise StaleAttempt
         if results is not None:
             results.sync()
         store.put_new(key, manifest.encode(body))
+        if env.world > 1:
+            shards.tidy(store, data)
     except BaseException as failure:
-        there = _abandon(store, key, data)
+        # Of several ranks, the parts of the others stay where this is tried again.
+        there = _abandon(store, key, data, tried_again=env.world > 1 and folder.is_dir())
         if isinstance(failure, AlreadyThere):
             if there.get("writer", {}).get("podUid") == env.pod_uid:
-                return reference, dict(there)  # an earlier life of this pod was here
+                return Committed(reference, there)  # an earlier life of this pod was here
             raise StaleAttempt from None
         raise
-    return reference, body
+    return Committed(reference, body)
 
 
-def _abandon(store: Store, key: str, data: str) -> Mapping[str, Any]:
+def _abandon(store: Store, key: str, data: str, *, tried_again: bool) -> Mapping[str, Any]:
     """Free the files of a commit that failed, unless its manifest is there after all; the manifest that is there."""
     there: Mapping[str, Any] = {}
     with contextlib.suppress(OSError):
         with contextlib.suppress(Missing, CheckpointCorrupt):
             there = manifest.decode(store.get(key))
-        if there.get("data") != data:
+        if there.get("data") != data and not tried_again:
             store.delete(data)
     return there
 

@@ -1,7 +1,8 @@
 """The session of this process with its trial: who owns the pod's last words, and what they are.
 
 The first process of a pod that uses the SDK owns them, by a lock in the scratch folder that is not inherited
-by forks. Every other process is a reader: it may ask for parameters, and its end says nothing. The owner's
+by forks; of several ranks it is rank 0, and the others follow it. Every other process is a reader: it may ask for
+parameters, and its end says nothing. The owner's
 termination message is `running` from the first call on, so that an end that nobody announces is not taken for
 success, and is replaced once: complete, or whatever else it was.
 """
@@ -21,12 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 from trialkeeper import contract, environment
 from trialkeeper.contract import Message
+from trialkeeper.ranks import Alone
 from trialkeeper.store.address import path_of
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from trialkeeper.live import Live
+    from trialkeeper.ranks.following import Follow
     from trialkeeper.settings import Settings
 
 LAST_SECOND = 1.0  # of the grace, which is left for the interpreter's own end
@@ -61,8 +64,11 @@ def _forked() -> None:
     _opening = threading.RLock()
     if _current is None:
         return
-    _current.owner = False
+    _current.owner = _current.follower = False
     _current.lock = threading.RLock()
+    _current.leads.forked()
+    if _current.follows is not None:
+        _current.follows.forked()
     if _current.at_fork is not None:
         _current.at_fork()
     signals = sys.modules.get("trialkeeper.signals")
@@ -76,6 +82,10 @@ class Session:
     def __init__(self, env: environment.Environment) -> None:
         self.env = env
         self.owner = False
+        self.follower = False  # whether this is another rank than 0, which does what rank 0 decides
+        self.leads = Alone()  # how rank 0 tells the others, if there are any
+        self.follows: Follow | None = None  # how another rank hears of it
+        self.failed_rank: tuple[int, str, str, str] | None = None  # (rank, end, reason, text) of one that failed
         self._signalled_at: float | None = None
         self.source = ""  # what asked this pod to go
         self.lock = threading.RLock()  # held while this process reports
@@ -105,10 +115,21 @@ class Session:
             self._signalled_at = time.monotonic()
             self.source = self.source or "SIGTERM"
 
+    def asked(self, left: float, source: str) -> None:
+        """Another rank was asked to go, and has so many seconds left: the earliest counts for all."""
+        at = time.monotonic() + left - self._grace
+        self._signalled_at = at if self._signalled_at is None else min(at, self._signalled_at)
+        self.source = self.source or source
+
+    @property
+    def _grace(self) -> float:
+        """Seconds that may be used of the grace."""
+        return max(self.env.grace - LAST_SECOND, self.env.grace / 2)
+
     def leave_by(self) -> float | None:
         """The moment (monotonic) by which everything must be done, None while nobody has asked this pod to go."""
         asked = self._signalled_at
-        return None if asked is None else asked + max(self.env.grace - LAST_SECOND, self.env.grace / 2)
+        return None if asked is None else asked + self._grace
 
     def warn_once(self, about: str, sentence: str) -> None:
         """Say something on stderr the first time."""
@@ -119,15 +140,34 @@ class Session:
     def open(self) -> None:
         """Become the owner if nobody is, say `running`, and listen to how this process ends."""
         os.register_at_fork(after_in_child=_forked)
-        self.owner = not is_worker() and self._lock()
-        if not self.owner:
+        first = not is_worker() and self._lock()
+        self.owner, self.follower = first and self.env.rank == 0, first and self.env.rank > 0
+        if not first:
             return
         from trialkeeper import signals
 
-        self._write_termination()
-        atexit.register(self._at_exit)
+        if self.owner:
+            self._write_termination()
+        if self.env.world > 1:
+            self._meet()
+        atexit.register(self._at_exit if self.owner else self._at_followers_exit)
         self._watch_for_exceptions()
         signals.listen(self)
+
+    def _meet(self) -> None:
+        """Come together with the other ranks."""
+        if self.owner:
+            from trialkeeper.ranks.leading import Lead
+
+            if self.env.plain:
+                self.env = environment.reserved(self.env)
+            self.leads = Lead(self)
+        else:
+            from trialkeeper.ranks.following import Follow
+
+            if self.env.plain:
+                environment.tell_workers(self.env)
+            self.follows = Follow(self)
 
     def _watch_for_exceptions(self) -> None:
         """Note what ends the main thread, or the thread that reports: its death is the trainer's."""
@@ -151,9 +191,10 @@ class Session:
             return True
         import fcntl
 
+        name = f"rank-{self.env.rank:05d}.lock" if self.env.rank else "owner.lock"
         try:
             self.env.scratch.mkdir(parents=True, exist_ok=True)
-            self._lock_file = os.open(self.env.scratch / "owner.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock_file = os.open(self.env.scratch / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
@@ -230,6 +271,10 @@ class Session:
         if self._ended or not self.owner:
             return
         self._ended = True
+        if end == contract.END_PREEMPTED and self.failed_rank is not None:
+            # A launcher ends all ranks when one fails, as if the pod were to go.
+            rank, end, reason, text = self.failed_rank
+            text = f"rank {rank}: {text}"
         if self.refresh is not None and end != contract.END_FENCED:
             self.refresh()
         self.update(end=end, reason=reason, text=text)
@@ -237,6 +282,7 @@ class Session:
         if self.last_words is not None:
             self.last_words(self.message)
         self.tell(last=True)
+        self.leads.close(complete=end == contract.END_COMPLETE)
 
     def await_signal(self, seconds: float) -> bool:
         """Wait until this process is asked to go, or so many seconds; whether it was asked."""
@@ -263,6 +309,23 @@ class Session:
             self.end(contract.END_PREEMPTED, text="the trainer left after SIGTERM")
         else:
             self.end(contract.END_COMPLETE, text=self.before_end() if self.before_end is not None else "")
+
+    def _at_followers_exit(self) -> None:
+        """Another rank's end: its part of what is on its way is finished, and rank 0 hears of a failure."""
+        if not self.follower or self.follows is None:
+            return
+        from trialkeeper import signals
+
+        asked = self.signalled or signals.came()
+        if self.failure is not None and not asked:
+            from trialkeeper.failures import describe
+
+            self.follows.tell("failure", list(describe(*self.failure)))
+        elif self.before_end is not None and not asked:
+            self.before_end()
+        if self.refresh is not None:
+            self.refresh()
+        self.follows.close()
 
 
 def is_worker() -> bool:

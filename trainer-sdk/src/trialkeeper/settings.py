@@ -7,16 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trialkeeper import stop
+from trialkeeper import retention, stop
 from trialkeeper.due import Policy
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The stop rules, and when a save is due."""
+    """Stop rules, when a save is due, what is kept, and mean seconds between disruptions if they have been told."""
 
     rules: stop.Rules
     policy: Policy
+    retention: retention.Policy
+    mtbf: float | None = None
 
 
 def parse(value: Mapping[str, Any]) -> Settings:
@@ -36,6 +38,7 @@ def parse(value: Mapping[str, Any]) -> Settings:
             checkpoint.get("onBusy", "Latest"),
             frozenset(checkpoint.get("milestones") or ()),
         )
+        kept = retention.parse(value)
     except (TypeError, AttributeError, KeyError, OverflowError) as broken:
         raise ValueError(f"settings are not what they should be: {broken}") from None
     _number("stop.maxIterations", rules.max_iterations, whole=True)
@@ -54,7 +57,9 @@ def parse(value: Mapping[str, Any]) -> Settings:
         raise ValueError("checkpoint.onBusy is none of Latest, Skip and Wait")
     for milestone in policy.milestones:
         _number("checkpoint.milestones", milestone, whole=True)
-    return Settings(rules, policy)
+    mtbf = value.get("mtbfSeconds")
+    _number("mtbfSeconds", mtbf)
+    return Settings(rules, policy, kept, mtbf)
 
 
 def _number(name: str, value: object, *, whole: bool = False) -> None:

@@ -36,7 +36,7 @@ def listen(session: Session) -> None:
         session.signalled = True
         if callable(own):
             own(number, frame)
-        elif not session.owner or times > 1:
+        elif not (session.owner or session.follower) or times > 1:
             # A forked child, or somebody who asks twice: what the signal does by default. The notify file does
             # not count, since the signal follows it as a rule, and may then come in the middle of the save.
             signal.signal(number, signal.SIG_DFL)

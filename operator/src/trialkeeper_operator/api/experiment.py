@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
@@ -66,12 +66,25 @@ class Stop(Model):
     plateau: Plateau | None = None
 
 
+Milestone = Annotated[StrictInt, Field(ge=1, lt=2**53)]
+
+
 class CheckpointPolicy(Model):
-    """When a `save` function is called: every n iterations, every s seconds; both absent is Auto, 0 is off."""
+    """When a `save` function is called: every n iterations, every s seconds; both absent is Auto, 0 is off.
+
+    At milestones it always is. `onBusy`: what becomes of a save while two are on their way. Of each trial the best
+    `numToKeep` checkpoints stay (absent: all), and of all trials together as many as fit into `budget`.
+    """
 
     frequency: StrictInt | None = Field(default=None, ge=0)
     interval_seconds: float | None = Field(default=None, ge=0, le=YEARS)
     at_end: StrictBool = True
+    milestones: list[Milestone] | None = Field(default=None, max_length=1000)
+    on_busy: Literal["Latest", "Wait", "Skip"] = "Latest"
+    num_to_keep: StrictInt | None = Field(default=None, ge=0, le=10_000)
+    score_attribute: StrictStr | None = Field(default=None, min_length=1, max_length=256)
+    score_order: Literal["Max", "Min"] | None = None
+    budget: StrictStr | None = Field(default=None, max_length=32, pattern=names.QUANTITY)
 
 
 class FailurePolicy(Model):
@@ -130,6 +143,7 @@ class Storage(Model):
 class DeletionPolicy(Model):
     """What becomes of things when the Experiment is deleted."""
 
+    checkpoints: Literal["Keep", "Delete"] = "Keep"
     snapshot: Literal["Keep", "Delete"] = "Keep"
 
 

@@ -32,6 +32,7 @@ OBJECT_NAME_LIMIT = 253
 BUCKET = r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$"
 ENDPOINT = r"^https?://[^/?#@ ]+$"
 FOLDER = r"^/[^:]*$"
+QUANTITY = r"^[1-9][0-9]{0,14}([.][0-9]{1,3})?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"  # of bytes, as Kubernetes writes it
 
 TRIALS_LIMIT = 10_000  # trials of an experiment
 
@@ -40,6 +41,7 @@ ACCEPTED = "Accepted"
 STALLED = "Stalled"
 SUCCEEDED = "Succeeded"
 SNAPSHOT_KEPT = "SnapshotKept"  # there only if it once could not be kept
+SWEPT = "Swept"  # there only if something is wanted that the operator has no keys for
 
 # Reasons of Accepted=False.
 INVALID = "Invalid"

@@ -171,6 +171,13 @@ EXPERIMENT: tuple[Rule, ...] = (
         unless("", lambda t: ("below" in t) != ("above" in t)),
     ),
     Rule(
+        "spec",
+        "is no objective's metric, so say in scoreOrder which is best: Max or Min",
+        "!has(self.checkpoint) || !has(self.checkpoint.scoreAttribute) || has(self.checkpoint.scoreOrder) || "
+        "self.objectives.exists(o, o.metric == self.checkpoint.scoreAttribute)",
+        unless("checkpoint.scoreAttribute", twins.score_order_known),
+    ),
+    Rule(
         "spec.storage",
         "needs exactly one of s3, volume",
         "has(self.s3) != has(self.volume)",

@@ -86,6 +86,7 @@ _PATTERNS = {
     names.BUCKET: "a bucket's name has 3 to 63 lower-case letters, digits, - and .",
     names.ENDPOINT: "write http://host:port or https://host:port",
     names.FOLDER: "write an absolute path, without :",
+    names.QUANTITY: "write a size of bytes above 0 with k, M, G, T, P, Ki, Mi, Gi, Ti or Pi, for example 50Gi",
     names.OBJECT_NAME: "use lower-case letters, digits, - and ., and begin and end with a letter or digit",
 }
 _BOUNDS = {

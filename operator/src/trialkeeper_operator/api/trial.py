@@ -107,7 +107,10 @@ Phase = Literal["Pending", "Running", "Waiting", "Paused", "Succeeded", "Failed"
 
 
 class TrialStatus(StatusModel):
-    """Written by the operator alone. `attempt` is the newest opened one, `closed` the newest whose ending is here."""
+    """Written by the operator alone. `attempt` is the newest opened one, `closed` the newest whose ending is here.
+
+    `running_seconds` are those of all closed attempts, each from its first report to its end, lost work included.
+    """
 
     observed_generation: int | None = None
     phase: Phase = "Pending"
@@ -125,6 +128,7 @@ class TrialStatus(StatusModel):
     save_interval: float | None = Field(default=None, ge=0)
     iteration: int = Field(default=0, ge=0)
     trained_seconds: float = 0.0
+    running_seconds: float = Field(default=0.0, ge=0)
     metrics: dict[str, MetricStatus] = Field(default_factory=dict, max_length=64)
     checkpoint: CheckpointStatus | None = None
     base: Base | None = None

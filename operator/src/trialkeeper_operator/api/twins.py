@@ -115,6 +115,12 @@ def trainer(spec: Part) -> bool:
     return name is None or any(c["name"] == name for c in containers(spec))
 
 
+def score_order_known(spec: Part) -> bool:
+    attribute = spec["checkpoint"].get("scoreAttribute")
+    known = "scoreOrder" in spec["checkpoint"] or any(o["metric"] == attribute for o in spec["objectives"])
+    return attribute is None or known
+
+
 def continuous_on_grid(spec: Part) -> list[str]:
     if spec["search"]["algorithm"] != "Grid":
         return []

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trialkeeper import contract
+from trialkeeper.store.address import Bucket, bucket_of
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.conditions import Condition, Verdict, set_condition
 from trialkeeper_operator.api.experiment import Best, Experiment, ExperimentStatus
@@ -16,6 +18,7 @@ from trialkeeper_operator.api.times import stamp
 from trialkeeper_operator.api.trial import LostWork, Trial
 from trialkeeper_operator.decide import ledger, waiting
 from trialkeeper_operator.decide.objective import reached, value, values
+from trialkeeper_operator.decide.pods import Site
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,36 @@ def kept(status: ExperimentStatus, refusal: waiting.Waiting | None, now: float) 
     if _condition(status, names.SNAPSHOT_KEPT) is None:
         return status
     return _with(status, names.SNAPSHOT_KEPT, "True", "Written", "the snapshot is kept", now)
+
+
+def swept(experiment: Experiment, status: ExperimentStatus, site: Site | None, now: float) -> ExperimentStatus:
+    """The status with who sweeps its store; nothing is said as long as nothing is wanted that only a sweep does."""
+    spec, ways = experiment.spec, []
+    place = shlex.quote(_place_of_store(experiment, site))
+    if spec.checkpoint.budget is not None:
+        ways.append(f"checkpoint.budget: trialkeeper sweep {place} --budget {spec.checkpoint.budget}")
+    if spec.deletion_policy.checkpoints == "Delete":
+        folder = contract.prefix(experiment.namespace, experiment.name, experiment.uid, 0).rpartition("/")[0]
+        ways.append(f"deletionPolicy.checkpoints, afterwards: trialkeeper sweep {place} --delete {folder}")
+    ours = site is not None and site.swept and spec.storage is None
+    if not ways or ours:
+        if _condition(status, names.SWEPT) is None:
+            return status
+        return _with(status, names.SWEPT, "True", "Operator" if ours else "NotWanted", "nobody has to do anything", now)
+    message = f"the operator does not sweep this store, somebody must run, for {'; for '.join(ways)}"
+    return _with(status, names.SWEPT, "False", "NotByOperator", message, now)
+
+
+def _place_of_store(experiment: Experiment, site: Site | None) -> str:
+    """What a sweep is to be told of where an experiment's store is."""
+    storage = experiment.spec.storage
+    if site is None:
+        return f"runs/{experiment.name}"
+    if storage is not None and storage.volume is not None:
+        return storage.volume.path
+    if storage is not None and storage.s3 is not None:
+        return Bucket(storage.s3.bucket, endpoint=storage.s3.endpoint or "", region=storage.s3.region).url
+    return replace(bucket_of(site.store), from_service=False).url if site.store.startswith("s3://") else "PLACE"
 
 
 def _refused(experiment: Experiment, status: ExperimentStatus, now: float) -> ExperimentStatus:

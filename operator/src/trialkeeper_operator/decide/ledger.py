@@ -22,7 +22,7 @@ from trialkeeper_operator.api.trial import (
     PodRecord,
     TrialStatus,
 )
-from trialkeeper_operator.decide import endings
+from trialkeeper_operator.decide import disruptions, endings
 from trialkeeper_operator.decide.endings import Ending
 
 HISTORY = 10
@@ -185,6 +185,7 @@ def close(status: TrialStatus, ending: Ending, policy: FailurePolicy, now: float
         "history": [*status.history, record][-HISTORY:],
         "reason": ending.reason,
         "message": ending.message,
+        "running_seconds": status.running_seconds + round(disruptions.exposed(pod, seconds(end_time))),
     }
     if record.first_report_time is None and last is not None:
         restart = seconds(end_time) - seconds(last.end_time)
@@ -237,10 +238,10 @@ def _newer_checkpoint(status: TrialStatus) -> bool:
 
 
 def _disrupted(status: TrialStatus, ending: Ending, policy: FailurePolicy, ended: float) -> dict[str, Any]:
-    disruptions = status.disruptions + 1
-    if disruptions > policy.max_disruptions:
-        counted = f"disrupted {disruptions} times, failurePolicy.maxDisruptions is {policy.max_disruptions}"
-        return {"disruptions": disruptions, "phase": "Failed", "message": f"{ending.message} ({counted})"}
+    count = status.disruptions + 1
+    if count > policy.max_disruptions:
+        counted = f"disrupted {count} times, failurePolicy.maxDisruptions is {policy.max_disruptions}"
+        return {"disruptions": count, "phase": "Failed", "message": f"{ending.message} ({counted})"}
     stuck = max(status.without_progress, status.short_attempts // SHORT_BOUND)
     if stuck > policy.max_without_progress:
         # From here on an ending that is nobody's fault counts all the same: a trial that kills its node,
@@ -256,4 +257,4 @@ def _disrupted(status: TrialStatus, ending: Ending, policy: FailurePolicy, ended
         backoff = min(policy.backoff_seconds * 2 ** (idle - QUICK_RETRIES - 1), INFRASTRUCTURE_BACKOFF_LIMIT)
     else:
         backoff = 0.0
-    return {"disruptions": disruptions, **_again(backoff, ended)}
+    return {"disruptions": count, **_again(backoff, ended)}

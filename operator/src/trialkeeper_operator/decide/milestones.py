@@ -14,29 +14,38 @@ _BAD = frozenset({(names.STALLED, "True"), (names.ACCEPTED, "False")})
 
 
 class Milestone(NamedTuple):
-    """One Event to post."""
+    """One Event to post; of those with the same `attempt` and `part` only the first. Attempt 0: it is no attempt's."""
 
     type: Literal["Normal", "Warning"]
     reason: str
     message: str
+    attempt: int = 0
+    part: Literal["begun", "held", "ended"] = "ended"
 
 
 def of_trial(old: TrialStatus, new: TrialStatus) -> list[Milestone]:
-    """What a trial's change tells: started, resumed, held up, ended."""
+    """What a trial's change tells: started or resumed, held up, ended, each once an attempt.
+
+    What holds up a pod next is in the status alone: reason and message of the trial always say the newest.
+    """
     return [*_begun(old, new), *_held(old, new), *_ended(old, new)]
 
 
 def _begun(old: TrialStatus, new: TrialStatus) -> list[Milestone]:
+    return [told._replace(attempt=new.attempt, part="begun") for told in _beginning(old, new)]
+
+
+def _beginning(old: TrialStatus, new: TrialStatus) -> list[Milestone]:
     if new.pod is None:
         # An attempt so short that its start and its end were heard in one go says both with its ending.
         return []
     before = old.pod if old.attempt == new.attempt else None
+    stated = new.pod.from_iteration is not None and (before is None or before.from_iteration is None)
+    if new.attempt == 1 and old.checkpoint is not None:
+        return [_restored(old.checkpoint.iteration, new.pod.from_iteration or 0)] if stated else []
     if new.attempt == 1 and before is None:
         return [Milestone("Normal", "Started", f"attempt 1 runs in pod {new.pod.name}")]
-    stated = new.pod.from_iteration is not None and (before is None or before.from_iteration is None)
-    if new.attempt == 1 and stated and old.checkpoint is not None:
-        return [_restored(old.checkpoint.iteration, new.pod.from_iteration or 0)]
-    if new.attempt > 1 and new.pod.from_iteration is not None and (before is None or before.from_iteration is None):
+    if new.attempt > 1 and stated:
         last = new.history[-1] if new.history else None
         after = f" after {last.reason}" if last else ""
         whence = f"resumed from iteration {new.pod.from_iteration}" if new.pod.from_iteration else "began anew"
@@ -57,7 +66,7 @@ def _held(old: TrialStatus, new: TrialStatus) -> list[Milestone]:
         return []
     if (old.phase, old.reason) == (new.phase, new.reason):
         return []
-    return [Milestone("Warning", new.reason, new.message)]
+    return [Milestone("Warning", new.reason, new.message, new.attempt, "held")]
 
 
 def _ended(old: TrialStatus, new: TrialStatus) -> list[Milestone]:
@@ -67,9 +76,10 @@ def _ended(old: TrialStatus, new: TrialStatus) -> list[Milestone]:
     said = f"attempt {last.attempt} ended at iteration {last.to_iteration}: {last.message}"
     if new.phase in ledger.FINAL:
         type_: Literal["Normal", "Warning"] = "Warning" if new.phase == "Failed" else "Normal"
-        return [Milestone(type_, new.phase, said if last.message in new.message else f"{said}; {new.message}")]
+        said = said if last.message in new.message else f"{said}; {new.message}"
+        return [Milestone(type_, new.phase, said, last.attempt)]
     type_ = "Normal" if last.class_ in (endings.PREEMPTED, endings.LOST, endings.STOPPED) else "Warning"
-    return [Milestone(type_, last.class_, f"{said} ({last.reason}){_next(new, last.end_time)}")]
+    return [Milestone(type_, last.class_, f"{said} ({last.reason}){_next(new, last.end_time)}", last.attempt)]
 
 
 def _next(status: TrialStatus, ended: str) -> str:

@@ -18,6 +18,7 @@ from trialkeeper.store.address import Bucket
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.experiment import Experiment, Storage
 from trialkeeper_operator.api.trial import Trial
+from trialkeeper_operator.decide import scratch
 
 SCRATCH = "/trialkeeper"
 TOKEN_FOLDER = "/var/run/trialkeeper"
@@ -30,13 +31,14 @@ _LOST_NODE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreach
 class Site:
     """What pods of a cluster are told: URLs of the store and of the report service, and PEM of whom to trust there.
 
-    Whatever is empty is not offered.
+    Whatever is empty is not offered. `swept`: the operator itself sweeps that store.
     """
 
     store: str = ""
     store_ca: str = ""
     report: str = ""
     report_ca: str = ""
+    swept: bool = False
 
     def environment(self) -> dict[str, str]:
         """The variables of every trainer."""
@@ -77,8 +79,10 @@ def settings(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def environment(experiment: Experiment, trial: Trial, attempt: int) -> dict[str, str]:
-    """The variables of one attempt; every value is text."""
+def environment(
+    experiment: Experiment, trial: Trial, attempt: int, mtbf: float = contract.PRIOR_MTBF_SECONDS
+) -> dict[str, str]:
+    """The variables of one attempt; every value is text. `mtbf`: seconds, see `decide.disruptions`."""
     parameters = trial.spec.parameters
     compact = (",", ":")
     values = {
@@ -91,6 +95,7 @@ def environment(experiment: Experiment, trial: Trial, attempt: int) -> dict[str,
         contract.ENV_PARAMS: json.dumps(parameters, separators=compact),
         contract.ENV_SETTINGS: json.dumps(settings(experiment), separators=compact),
         contract.ENV_PREFIX: contract.prefix(trial.namespace, experiment.name, experiment.uid, trial.spec.index),
+        contract.ENV_MTBF_SECONDS: f"{mtbf:.0f}",
     }
     bases = inherited(trial)
     values |= {contract.ENV_BASE: ",".join(bases)} if bases else {}
@@ -100,20 +105,26 @@ def environment(experiment: Experiment, trial: Trial, attempt: int) -> dict[str,
     return values
 
 
-def render(experiment: Experiment, trial: Trial, attempt: int, site: Site | None = None) -> dict[str, Any]:
+def render(
+    experiment: Experiment,
+    trial: Trial,
+    attempt: int,
+    site: Site | None = None,
+    mtbf: float = contract.PRIOR_MTBF_SECONDS,
+) -> dict[str, Any]:
     """The pod of `attempt`, ready to be created: on this machine, or in the cluster that `site` describes."""
     template = copy.deepcopy(experiment.spec.template.to_object())
     meta, spec = template.get("metadata") or {}, template["spec"]
     grace = spec.setdefault("terminationGracePeriodSeconds", experiment.spec.timeouts.grace_seconds)
     spec["restartPolicy"] = "Never"
     container = next(c for c in spec["containers"] if c["name"] == experiment.spec.container_name)
-    injected = environment(experiment, trial, attempt) | {contract.ENV_GRACE_SECONDS: str(grace)}
+    injected = environment(experiment, trial, attempt, mtbf) | {contract.ENV_GRACE_SECONDS: str(grace)}
     defaults: dict[str, str] = {}
     referred: list[dict[str, Any]] = []
     if site is not None:
         injected |= site.environment()
         defaults = _grouping(experiment, trial)
-        _settle(spec, container, site)
+        injected |= _settle(spec, container, site)
         if experiment.spec.storage is not None:
             own, referred = _own_store(spec, container, experiment.spec.storage)
             injected = {k: v for k, v in injected.items() if k not in _STORE} | own
@@ -187,9 +198,15 @@ def _grouping(experiment: Experiment, trial: Trial) -> dict[str, str]:
     return {"WANDB_RUN_ID": run, "WANDB_RESUME": "allow", "WANDB_RUN_GROUP": experiment.name}
 
 
-def _settle(spec: dict[str, Any], container: dict[str, Any], site: Site) -> None:
-    """What a pod needs in a cluster: a scratch folder, a token, notice of SIGTERM, no long wait for lost nodes."""
-    _mount(spec, container, "trialkeeper-scratch", SCRATCH, {"emptyDir": {}})
+def _settle(spec: dict[str, Any], container: dict[str, Any], site: Site) -> dict[str, str]:
+    """What a pod needs in a cluster: a scratch folder, a token, notice of SIGTERM, no long wait for lost nodes.
+
+    Answers with variables that follow from it.
+    """
+    source = scratch.volume(spec)
+    _mount(spec, container, scratch.VOLUME, SCRATCH, source)
+    room = scratch.room(source, container)
+    told = {contract.ENV_SCRATCH_BYTES: str(room)} if room is not None else {}
     if site.report:
         token = {"audience": contract.AUDIENCE, "expirationSeconds": TOKEN_SECONDS, "path": "token"}
         _mount(
@@ -209,13 +226,14 @@ def _settle(spec: dict[str, Any], container: dict[str, Any], site: Site) -> None
         spec.setdefault("automountServiceAccountToken", False)
     tolerations = spec.get("tolerations") or []
     if not _objects(tolerations):
-        return
+        return told
     tolerated = {t.get("key") for t in tolerations if t.get("effect") in (None, "", "NoExecute")}
     spec["tolerations"] = tolerations + [
         {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": LOST_NODE_SECONDS}
         for key in _LOST_NODE_TAINTS
         if key not in tolerated and None not in tolerated
     ]
+    return told
 
 
 def _mount(

@@ -25,7 +25,16 @@ from trialkeeper_operator.decide.trial import completed
 TAKEN_OVER = "taken over from"  # how the message of a trial begins that was over before
 
 _UID = re.compile(r"[a-zA-Z0-9][-a-zA-Z0-9]{0,63}")
-_OVER = ("failures", "disruptions", "iteration", "trained_seconds", "metrics", "lost_work", "start_time")
+_OVER = (
+    "failures",
+    "disruptions",
+    "iteration",
+    "trained_seconds",
+    "running_seconds",
+    "metrics",
+    "lost_work",
+    "start_time",
+)
 
 
 class RestoreRefused(ValueError):

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trialkeeper.contract import Message
+from trialkeeper.contract import PRIOR_MTBF_SECONDS, Message
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.conditions import Condition, Verdict, set_condition
 from trialkeeper_operator.api.experiment import Experiment
@@ -45,6 +45,7 @@ class View:
     last: Object | None = None
     gone: bool = False
     site: Site | None = None  # the cluster that pods are for, None: this machine
+    mtbf: float = PRIOR_MTBF_SECONDS  # seconds between disruptions of a pod of this experiment
     silent: bool = False  # whether the node of a pod that is being deleted does not answer, or is gone
 
 
@@ -99,8 +100,11 @@ def plan(view: View, now: float) -> Plan:
     if _still_running(view):
         return Plan(actions=leftovers, after=5.0)
     opened = ledger.open_attempt(status)
-    create = CreatePod(render(view.experiment, view.trial, opened.attempt, view.site))
-    return Plan(_observed(view, opened), (*leftovers, create))
+    return Plan(_observed(view, opened), (*leftovers, _create(view, opened.attempt)))
+
+
+def _create(view: View, attempt: int) -> CreatePod:
+    return CreatePod(render(view.experiment, view.trial, attempt, view.site, view.mtbf))
 
 
 def _still_running(view: View) -> bool:
@@ -234,7 +238,7 @@ def _without_pod(view: View, now: float) -> Plan:
     """The number is stored, the pod is not known to exist: create it, unless nobody wants it any more."""
     status, stop = view.trial.status, wanted(view)
     if stop is None:
-        return Plan(actions=(CreatePod(render(view.experiment, view.trial, status.attempt, view.site)),))
+        return Plan(actions=(_create(view, status.attempt),))
     if not view.gone:
         return Plan(actions=(ConfirmAbsence(names.pod_name(view.trial.name, status.attempt)),))
     ending = Ending(endings.STOPPED, stop.reason, stop.message)

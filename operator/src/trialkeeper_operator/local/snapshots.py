@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     Object = dict[str, Any]
 
 BAD_INPUT = 2
-KUBECTL_SECONDS = 30.0
 BYTES = 8 << 20  # of a file: a ConfigMap's mebibyte in base64 and YAML, several times
 
 
@@ -37,23 +36,14 @@ def fetch(name: str, namespace: str) -> Object:
 
     :raises NoSnapshot: if there is none, or no kubectl.
     """
-    import shutil
-    import subprocess
+    from trialkeeper_operator.local import kubectl
 
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:
-        raise NoSnapshot(f"no run here has left {name}, and there is no kubectl to look into a cluster with")
-    command = [kubectl, "get", "configmap", "-o", "json", f"--namespace={namespace}", "--", name]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=KUBECTL_SECONDS, check=False)
-        found = json.loads(done.stdout) if done.returncode == 0 else None
-    except subprocess.TimeoutExpired:
-        raise NoSnapshot(f"kubectl has not answered within {KUBECTL_SECONDS:g} s") from None
-    except ValueError as broken:
-        raise NoSnapshot(f"kubectl did not answer with an object: {broken}") from broken
-    if not isinstance(found, dict):
-        raise NoSnapshot(f"no run here has left {name}, and kubectl says: {done.stderr.strip()[:500]}")
-    return found
+        return kubectl.get("configmap", name, namespace)
+    except kubectl.NoKubectl as none:
+        raise NoSnapshot(f"no run here has left {name}, and {none}") from none
+    except kubectl.Refusal as refusal:
+        raise NoSnapshot(f"no run here has left {name}, and kubectl says: {refusal}") from refusal
 
 
 @click.group()

@@ -123,7 +123,8 @@ def _until_counted(world: World, experiment: Experiment, new: ExperimentStatus) 
 def _planned(world: World, experiment: Experiment) -> decide.Plan:
     trials = world.cache.trials_of(experiment)
     held = world.held.get(experiment.uid)
-    return decide.plan(experiment, trials, limit=limit(experiment), now=world.now(), held=held)
+    plan = decide.plan(experiment, trials, limit=limit(experiment), now=world.now(), held=held)
+    return replace(plan, status=decide.swept(experiment, plan.status, world.site, world.now()))
 
 
 async def _create(world: World, experiment: Experiment, index: int) -> Waiting | None:

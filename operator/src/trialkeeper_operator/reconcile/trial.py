@@ -69,7 +69,8 @@ def _view(world: World, name: Name) -> View | None:
     report, heard = world.reports.get(name, (None, None))
     pod = trial.status.pod
     last = world.cache.last_pod((trial.namespace, pod.name), pod.uid) if pod else None
-    return View(experiment, trial, world.cache.pods_of(trial), report, heard, last, site=world.site)
+    pods, mtbf = world.cache.pods_of(trial), world.mtbf(experiment)
+    return View(experiment, trial, pods, report, heard, last, site=world.site, mtbf=mtbf)
 
 
 async def _silent(world: World, pod: Mapping[str, Any]) -> bool:

@@ -12,11 +12,15 @@ from typing import Any, NamedTuple, Protocol
 
 from trialkeeper.contract import Message
 from trialkeeper_operator.api import names
+from trialkeeper_operator.api.experiment import Experiment
+from trialkeeper_operator.decide import disruptions
 from trialkeeper_operator.decide.pods import Site
 from trialkeeper_operator.decide.waiting import Waiting
 from trialkeeper_operator.reconcile.ports import Cluster, NotFound, Object
 from trialkeeper_operator.reconcile.queue import KeyedQueue
 from trialkeeper_operator.state.cache import Cache, Name, name_of
+
+RATE = 30.0  # seconds for which a rate of disruptions is good enough
 
 Key = tuple[str, Name]  # kind (Experiment or Trial) and name
 
@@ -77,6 +81,7 @@ class World:
     snapshots: dict[str, Kept] = field(default_factory=dict)  # by experiment uid
     searches: dict[str, Any] = field(default_factory=dict)  # by experiment uid: what the search keeps, a cache only
     _signatures: dict[str, object] = field(default_factory=dict)
+    _rates: dict[str, tuple[float, float]] = field(default_factory=dict)  # by experiment uid: when, and mtbf
 
     def seen(self, kind: str, obj: Object) -> None:
         """Take in a version of an object, and queue whom it concerns if it is news."""
@@ -131,9 +136,18 @@ class World:
             self.live_writes.pop(name_of(obj), None)
         elif kind == names.EXPERIMENT:
             self.hardened.discard(obj["metadata"]["uid"])
-            for kept in (self.searches, self.snapshots, self.accepted, self.counted, self._signatures):
+            for kept in (self.searches, self.snapshots, self.accepted, self.counted, self._signatures, self._rates):
                 kept.pop(obj["metadata"]["uid"], None)
             self.held.pop(obj["metadata"]["uid"], None)
+
+    def mtbf(self, experiment: Experiment) -> float:
+        """Mean seconds between disruptions of a pod of this experiment, looked at once in a while."""
+        now = self.now()
+        known = self._rates.get(experiment.uid)
+        if known is None or not 0 <= now - known[0] < RATE:
+            trials = (trial.status for trial in self.cache.trials_of(experiment))
+            known = self._rates[experiment.uid] = (now, disruptions.mtbf(trials, now))
+        return known[1]
 
     async def look(self, kind: str, name: Name) -> Object | None:
         """Read an object live, and let the cache know what was found."""

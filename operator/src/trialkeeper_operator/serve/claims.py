@@ -1,7 +1,9 @@
 """Whose a namespace is: of two installations that could serve it, the second stands back and says so.
 
 The claim is a Lease in the namespace itself, since that is the one place both can see; a claim that nobody has
-renewed for a while is free.
+renewed for a while is free. An installation for every namespace claims only where it has seen an Experiment. That it
+is there all the same, one with a list of namespaces learns from its own rights: the chart lets every service account
+get an object that there is not, named like the installation, and everybody may ask what their own rights are.
 """
 
 from __future__ import annotations
@@ -11,22 +13,31 @@ import logging
 import time
 from collections.abc import Callable
 
+from trialkeeper_operator.api import names
 from trialkeeper_operator.cluster.kube import Kube
-from trialkeeper_operator.reconcile.ports import ClusterError
-from trialkeeper_operator.serve.leader import Elector, Terms
+from trialkeeper_operator.reconcile.ports import ClusterError, Object
+from trialkeeper_operator.serve.leader import Elector, Terms, last_holder
 
 log = logging.getLogger(__name__)
 
 LEASE = "trialkeeper-serves"
 TERMS = Terms(duration=180.0, deadline=120.0, retry=45.0)
+SIGN = "installations"  # the resource of which every service account may get what is named like an installation
+_RIGHTS = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"
 _LOOK_AGAIN = 30.0  # seconds until a namespace that is somebody else's is asked for again
 
 
 class Claims:
-    """The namespaces that this installation (`identity`: its namespace and release) serves."""
+    """The namespaces that this installation (`identity`: its namespace and release) serves.
 
-    def __init__(self, kube: Kube, identity: str, clock: Callable[[], float] = time.monotonic) -> None:
+    `listed`: it has a list of them, and so no right to see an installation for every namespace.
+    """
+
+    def __init__(
+        self, kube: Kube, identity: str, *, listed: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._kube, self._identity, self._clock = kube, identity, clock
+        self._listed = listed
         self._claims: dict[str, Elector] = {}
         self._checked: dict[str, tuple[float, bool]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
@@ -43,20 +54,47 @@ class Claims:
             return ours
 
     async def _claim(self, namespace: str) -> bool:
+        if self._listed and namespace not in self._claims:
+            everywhere = await self._everywhere(namespace)
+            if everywhere:
+                self._stand_back(namespace, f"{everywhere}, for every namespace")
+                return False
         claim = self._claims.setdefault(
             namespace, Elector(self._kube, namespace, LEASE, self._identity, TERMS, self._clock)
         )
         if await claim.claim_once():
             return True
         if claim.foreign:
-            log.error(
-                "namespace %s is served by another installation (%s): its Experiments are left alone. "
-                "Uninstall one of them, or give each its own watchNamespaces.",
-                namespace,
-                claim.holder,
-            )
+            self._stand_back(namespace, claim.holder)
             return False
         return True  # the Lease cannot be reached; conditional writes keep even two of us harmless
+
+    def _stand_back(self, namespace: str, other: str) -> None:
+        log.error(
+            "namespace %s is served by another installation (%s): its Experiments are left alone. "
+            "Uninstall one of them, or give each its own watchNamespaces.",
+            namespace,
+            other,
+        )
+
+    async def _everywhere(self, namespace: str) -> str:
+        """The installation for every namespace that was here before us; empty if there is none, or nobody can tell."""
+        try:
+            lease = await self._kube.get("Lease", namespace, LEASE)
+            if lease is not None and last_holder(lease) == self._identity:
+                return ""
+            question: Object = {
+                "apiVersion": "authorization.k8s.io/v1",
+                "kind": "SelfSubjectRulesReview",
+                "spec": {"namespace": namespace},
+            }
+            answer = await self._kube.call("POST", _RIGHTS, question, kind=question["kind"])
+        except ClusterError as error:
+            log.warning("whether another installation serves namespace %s cannot be seen: %s", namespace, error)
+            return ""
+        rules = (answer.get("status") or {}).get("resourceRules") or ()
+        signs = (r for r in rules if names.GROUP in (r.get("apiGroups") or ()) and SIGN in (r.get("resources") or ()))
+        return next((name for r in signs for name in r.get("resourceNames") or () if name != self._identity), "")
 
     async def run(self) -> None:
         """Renew every claim until cancelled."""

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trialkeeper import contract
 from trialkeeper_operator.serve.settings import StoreSettings
 
 if TYPE_CHECKING:
@@ -41,7 +42,11 @@ class Keys:
 
 
 def policy(bucket: str, own: str, readable: Sequence[str] = ()) -> str:
-    """May do everything below `own`, and read below each of `readable`; prefixes without a slash at the end."""
+    """May do everything below `own`, and read below each of `readable`; prefixes without a slash at the end.
+
+    Below each of `readable` it may put and delete pins of its own, see `contract.pin_key`: a trial's folder has
+    five digits.
+    """
     objects = f"arn:aws:s3:::{bucket}/"
     everything = ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"]
     everything += ["s3:ListMultipartUploadParts"]
@@ -58,6 +63,8 @@ def policy(bucket: str, own: str, readable: Sequence[str] = ()) -> str:
     if readable:
         only = [f"{objects}{prefix}/*" for prefix in readable]
         statements.append({"Effect": "Allow", "Action": ["s3:GetObject"], "Resource": only})
+        pins = [f"{objects}{prefix}/?????/{contract.pins_of(own)}*" for prefix in readable]
+        statements.append({"Effect": "Allow", "Action": ["s3:PutObject", "s3:DeleteObject"], "Resource": pins})
     return json.dumps({"Version": "2012-10-17", "Statement": statements})
 
 
@@ -83,7 +90,7 @@ class Credentials:
         if not self.bucket_made:
             raise NoKeys(f"the bucket {self._store.bucket} is not made yet")
         if not self._store.sts:
-            return Keys(*_pair(self._store.credentials_dir))
+            return Keys(*pair(self._store.credentials_dir))
         wanted = (own, *sorted(readable))
         async with self._locks.setdefault(wanted, asyncio.Lock()):
             kept = self._kept.get(wanted)
@@ -102,7 +109,7 @@ class Credentials:
         from minio.credentials.providers import AssumeRoleProvider
 
         assert self._store.credentials_dir is not None
-        access, secret = _pair(self._store.credentials_dir)
+        access, secret = pair(self._store.credentials_dir)
         try:
             provider = AssumeRoleProvider(
                 sts_endpoint=self._store.endpoint,
@@ -119,7 +126,11 @@ class Credentials:
         return Keys(made.access_key, made.secret_key, made.session_token or "", self._clock() + DURATION)
 
 
-def _pair(folder: Path) -> tuple[str, str]:
+def pair(folder: Path) -> tuple[str, str]:
+    """The store's own keys.
+
+    :raises NoKeys: if they cannot be read.
+    """
     try:
         return (folder / "access-key").read_text().strip(), (folder / "secret-key").read_text().strip()
     except OSError as missing:
@@ -143,7 +154,7 @@ def ensure_bucket(store: StoreSettings) -> None:
 
     if store.credentials_dir is None:
         return
-    access, secret = _pair(store.credentials_dir)
+    access, secret = pair(store.credentials_dir)
     host, secure = store.endpoint.split("://", 1)[-1].rstrip("/"), store.endpoint.startswith("https://")
     client: Minio = Minio(
         host, access_key=access, secret_key=secret, secure=secure, region=store.region, http_client=_pool(store)

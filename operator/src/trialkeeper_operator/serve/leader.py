@@ -15,6 +15,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from trialkeeper_operator.api import names
 from trialkeeper_operator.cluster.kube import Kube
 from trialkeeper_operator.reconcile.ports import AlreadyExists, ClusterError, Conflict, NotFound, Object
 
@@ -30,6 +31,15 @@ class Terms(NamedTuple):
 
 
 USUAL = Terms()
+
+
+LAST_HOLDER = f"{names.GROUP}/last-holder"  # an annotation: who has given a Lease back
+
+
+def last_holder(lease: Object) -> str:
+    """Whoever has a Lease, or had it last."""
+    holder = (lease.get("spec") or {}).get("holderIdentity")
+    return str(holder or (lease["metadata"].get("annotations") or {}).get(LAST_HOLDER) or "")
 
 
 class LeaseLost(Exception):
@@ -92,7 +102,10 @@ class Elector:
             log.warning("the Lease could not be released: %s", error)
 
     async def _give_back(self, held: Object) -> None:
-        await self._kube.put({**held, "spec": {**held["spec"], "holderIdentity": "", "leaseDurationSeconds": 1}})
+        meta = held["metadata"]
+        kept = {**meta, "annotations": {**(meta.get("annotations") or {}), LAST_HOLDER: self.identity}}
+        spec = {**held["spec"], "holderIdentity": "", "leaseDurationSeconds": 1}
+        await self._kube.put({**held, "metadata": kept, "spec": spec})
 
     async def claim_once(self) -> bool:
         """One attempt to claim or to renew; True if the claim is ours now."""

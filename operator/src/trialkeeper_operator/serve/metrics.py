@@ -40,6 +40,15 @@ class Metrics:
         self.snapshot_time = Gauge(
             "trialkeeper_snapshot_time_seconds", "When a snapshot was written last, since the epoch.", registry=r
         )
+        self.sweeps = Counter(
+            "trialkeeper_sweeps", "Passes over the store, whole, in part, or with trouble.", ["result"], registry=r
+        )
+        self.swept_objects = Counter("trialkeeper_swept_objects", "Objects that sweeps have deleted.", registry=r)
+        self.swept_bytes = Counter("trialkeeper_swept_bytes", "Bytes of these objects.", registry=r)
+        self.stored_bytes = Gauge("trialkeeper_store_checkpoint_bytes", "Checkpoints after the last pass.", registry=r)
+        self.over_budget = Gauge(
+            "trialkeeper_store_over_budget_bytes", "What is beyond checkpoint.budget and may not go.", registry=r
+        )
         self.reports = Counter("trialkeeper_reports", "Requests of pods.", ["path", "code"], registry=r)
         self.leader = Gauge("trialkeeper_leader", "1 in the replica that leads.", registry=r)
         self.stale = Gauge("trialkeeper_watch_stale", "1 if the watch has missed a change for a minute.", registry=r)

@@ -32,6 +32,7 @@ from trialkeeper_operator.serve.leader import Elector, LeaseLost
 from trialkeeper_operator.serve.metrics import Metrics
 from trialkeeper_operator.serve.reports import Reports
 from trialkeeper_operator.serve.settings import ReportSettings, Settings
+from trialkeeper_operator.serve.sweeping import StoreSweep, swept, tree_of
 from trialkeeper_operator.serve.telling import Telling
 from trialkeeper_operator.serve.tokens import Tokens
 
@@ -66,7 +67,7 @@ def site(settings: Settings) -> Site:
         store_ca = Path(store.ca_file).read_text() if store.ca_file else ""
     if report is not None:
         report_url, report_ca = report.url, (report.tls_dir / "ca.crt").read_text()
-    return Site(store=url, store_ca=store_ca, report=report_url, report_ca=report_ca)
+    return Site(store=url, store_ca=store_ca, report=report_url, report_ca=report_ca, swept=swept(settings))
 
 
 async def run(settings: Settings, place: Place, *, http_port: int = HTTP_PORT, report_port: int = REPORT_PORT) -> None:
@@ -138,7 +139,8 @@ class Replica:
             raise failed.exceptions[0] from None
 
     async def _lead(self, tasks: asyncio.TaskGroup) -> None:
-        claims = self.claims = Claims(self.kube, f"{self.place.namespace}/{self.settings.lease}")
+        identity, listed = f"{self.place.namespace}/{self.settings.lease}", bool(self.settings.watch_namespaces)
+        claims = self.claims = Claims(self.kube, identity, listed=listed)
         for namespace in self.settings.watch_namespaces:
             await claims.serves(namespace)
         telling = Telling(self.kube, self.metrics, time.time)
@@ -162,6 +164,10 @@ class Replica:
         tasks.create_task(claims.run(), name="claims")
         credentials = Credentials(self.settings.store)
         tasks.create_task(self._bucket(credentials), name="bucket")
+        if swept(self.settings):
+            tree = tree_of(self.settings.store, Path("/nowhere"))
+            sweeper = StoreSweep(operator.world, tree, self.metrics, claims.serves, self.settings.watch_namespaces)
+            tasks.create_task(sweeper.run(), name="store")
         tasks.create_task(operator.run(), name="operator")
         if self.settings.report is not None:
             await self._serve_reports(operator, credentials, self.settings.report)

@@ -43,7 +43,7 @@ class Telling:
             try:
                 await self._cluster.create(event)
             except AlreadyExists:
-                pass  # the same milestone, told by somebody with the same eyes
+                pass  # told by somebody with the same eyes, or what an attempt tells once
             except ClusterError as error:
                 log.debug("an Event was not posted: %s", error)
 
@@ -86,13 +86,18 @@ class Telling:
 
 
 def _event(about: Mapping[str, Any], milestone: Milestone, time: str) -> Object:
-    """A v1 Event. Its name is made of what it says, so that the same thing said twice is one Event."""
-    meta = about["metadata"]
-    digest = hashlib.sha256(f"{meta['uid']}\n{milestone.reason}\n{milestone.message}".encode()).hexdigest()[:16]
+    """A v1 Event. Its name is made of what is told once: a part of an attempt's story, or else the very words.
+
+    So the API server refuses a second one, whoever posts it: an operator that begins anew, or another leader.
+    """
+    meta, attempt = about["metadata"], milestone.attempt
+    once = f"{attempt}/{milestone.part}" if attempt else f"{milestone.reason}\n{milestone.message}"
+    digest = hashlib.sha256(f"{meta['uid']}\n{once}".encode()).hexdigest()[:16]
+    labels = {"labels": {names.LABEL_ATTEMPT: str(attempt)}} if attempt else {}
     return {
         "apiVersion": "v1",
         "kind": "Event",
-        "metadata": {"name": f"{meta['name']}.{digest}", "namespace": meta["namespace"]},
+        "metadata": {"name": f"{meta['name']}.{digest}", "namespace": meta["namespace"]} | labels,
         "involvedObject": {
             "apiVersion": names.API_VERSION,
             "kind": about["kind"],

@@ -39,6 +39,7 @@ _STATUS = (
     "withoutProgress",
     "iteration",
     "trainedSeconds",
+    "runningSeconds",
     "metrics",
     "checkpoint",
     "base",
@@ -46,6 +47,7 @@ _STATUS = (
     "startTime",
     "completionTime",
 )
+_LATER = frozenset({"runningSeconds"})  # columns that older snapshots of this schema lack
 
 
 class SnapshotInvalid(ValueError):
@@ -159,7 +161,8 @@ def decode(data: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         if not isinstance(found, dict):
             raise SnapshotInvalid(f"snapshot: {part} is missing")
         try:
-            tables[part] = {f: columns.values(found.get(f), f"{part}.{f}") for f in fields}
+            there = [f for f in fields if f in found or f not in _LATER]
+            tables[part] = {f: columns.values(found.get(f), f"{part}.{f}") for f in there}
         except RecursionError as deep:
             raise SnapshotInvalid(f"snapshot: {part} is too deep") from deep
     trials = [

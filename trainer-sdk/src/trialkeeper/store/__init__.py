@@ -5,9 +5,12 @@ Keys are relative to the trial's prefix and made by `contract`. A key is written
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from trialkeeper.manifest import Entry
 
 
 class AlreadyThere(Exception):
@@ -87,13 +90,31 @@ class Store(Protocol):
         """The whole lines that were appended under a key, the last one first; none if there is nothing."""
         ...
 
-    def take(self, folder: Path, key: str) -> None:
-        """Take a folder over under a key; it is durable on return, and the given folder must not be used again."""
+    def sizes(self, prefix: str) -> Iterator[tuple[str, int, float]]:
+        """(key, bytes, when it was written in seconds since the epoch) of all keys that begin with `prefix`.
+
+        Unlike `list`, with what a crash has left half written, and in no order. A store that cannot be read is an
+        OSError. In a directory, several keys may be links to one file: the bytes are those of each of them.
+        """
         ...
 
-    def folder(self, key: str) -> Path:
-        """A local folder with the files that were taken under a key, to be read only.
+    def keep(self, folder: Path, key: str, older: Sequence[Entry]) -> Sequence[Entry]:
+        """Take the files of a local folder under data key `key`; what the manifest says of each of them.
 
-        :raises Missing: if there is nothing.
+        They are durable on return. The given folder is left alone, but its files must not be changed any more: the
+        store's may be the same. `older`: entries of
+        committed checkpoints of this prefix, the newest first; a file with the content of one is not stored again.
+
+        :raises ValueError: if the folder cannot be a checkpoint.
+        """
+        ...
+
+    def fetch(self, key: str, files: Sequence[Entry]) -> Path:
+        """A local folder with the files of a checked manifest with data key `key`, to be read only.
+
+        Every part of them was compared with its hash, once in this pod.
+
+        :raises Missing: if one of them is gone.
+        :raises CheckpointCorrupt: if one of them is not what was committed.
         """
         ...

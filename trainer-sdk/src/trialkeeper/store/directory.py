@@ -6,16 +6,35 @@ would overwrite silently, an exclusive open would show a file that is still bein
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trialkeeper import parallel
+from trialkeeper.errors import CheckpointCorrupt
+from trialkeeper.manifest import Entry
 from trialkeeper.store import AlreadyThere, Missing
+from trialkeeper.store.files import (
+    CHUNK,
+    WORKERS,
+    File,
+    hash_all,
+    inventory,
+    newest_by_path,
+    once,
+    opened,
+    unchanged,
+    verify,
+)
 
 if TYPE_CHECKING:
     from trialkeeper.store import Store
+
+FICLONE = 0x40049409  # linux/fs.h: share the blocks of another file
 
 
 def fsync_folder(path: Path) -> None:
@@ -79,10 +98,17 @@ class Lines:
 
 
 class DirectoryStore:
-    """One trial's prefix as the folder `root`."""
+    """One trial's prefix as the folder `root`; with a `scratch` folder, a checkpoint is verified once a pod."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(
+        self, root: Path, scratch: Path | None = None, leave_by: Callable[[], float | None] = lambda: None
+    ) -> None:
         self._root = Path(os.path.abspath(root))
+        self._scratch, self._leave_by = scratch, leave_by
+
+    def _out_of_time(self) -> bool:
+        going = self._leave_by()
+        return going is not None and time.monotonic() >= going
 
     def _path(self, key: str) -> Path:
         path = Path(os.path.normpath(self._root / key))
@@ -129,7 +155,9 @@ class DirectoryStore:
 
             shutil.rmtree(path, ignore_errors=True)
         else:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+                fsync_folder(path.parent)  # a manifest must not come back without its data
 
     def append(self, key: str) -> Lines:
         return Lines(self._path(key))
@@ -141,33 +169,104 @@ class DirectoryStore:
             return
         yield from (line + b"\n" for line in reversed(data.split(b"\n")[:-1]))
 
-    def take(self, folder: Path, key: str) -> None:
+    def sizes(self, prefix: str) -> Iterator[tuple[str, int, float]]:
+        for parent, _, names in os.walk(self._root / prefix.rpartition("/")[0], onerror=_unreadable):
+            relative = Path(parent).relative_to(self._root)
+            for name in names:
+                key = (relative / name).as_posix()
+                if key.startswith(prefix):
+                    try:
+                        stat = os.lstat(self._root / key)
+                    except FileNotFoundError:
+                        continue  # removed meanwhile
+                    # A trainer may have copied an old file with its time; the inode cannot be older than it is.
+                    yield key, stat.st_size, max(stat.st_mtime, stat.st_ctime)
+
+    def keep(self, folder: Path, key: str, older: Sequence[Entry]) -> Sequence[Entry]:
+        import shutil
+
+        files = inventory(folder)
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.rename(folder, path)
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-            import shutil
+        shutil.copytree(folder, path, copy_function=_placed)
+        known = newest_by_path(older)
 
-            shutil.copytree(folder, path)
-            shutil.rmtree(folder, ignore_errors=True)
-        for parent, _, names in os.walk(path):
-            for name in names:
-                descriptor = os.open(os.path.join(parent, name), os.O_RDONLY)
-                try:
+        def store(file: File) -> None:
+            file.local = path / file.path
+            before = known.get(file.path)
+            if before is None or not unchanged(file, before) or not self._linked(file, before):
+                hash_all(file)
+                with opened(file.local) as descriptor:
                     os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+
+        parallel.run((partial(store, file) for file in files), WORKERS)
+        for parent, _, _ in os.walk(path):
             fsync_folder(Path(parent))
         fsync_folder(path.parent)
+        return [file.entry(f"{key}/{file.path}") for file in files]
 
-    def folder(self, key: str) -> Path:
+    def _linked(self, file: File, before: Entry) -> bool:
+        """Replace a file by a link to its older copy, if that still is one; both are one file from then on."""
+        temporary = file.local.with_name(f".{os.urandom(8).hex()}")
+        try:
+            os.link(self._path(before["key"]), temporary, follow_symlinks=False)
+        except (OSError, ValueError):
+            return False  # it is gone, or has too many links: then there are two copies
+        try:
+            if not _same(temporary, file.local):
+                return False
+            os.rename(temporary, file.local)
+            hash_all(file)
+            return True
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def fetch(self, key: str, files: Sequence[Entry]) -> Path:
         path = self._path(key)
         if not path.is_dir():
             raise Missing(key)
+        for entry in files:
+            try:
+                there = self._path(f"{key}/{entry['path']}") == self._path(entry["key"]) and not entry["offset"]
+            except ValueError:
+                there = False  # by a link
+            if not there:
+                raise CheckpointCorrupt(f"{entry['path']} is not in the folder of its checkpoint")
+        check = partial(verify, path, files)
+        if self._scratch is None:
+            check()
+        else:
+            once(self._scratch / "fetched" / key, path, files, check, self._out_of_time)
         return path
+
+
+def _placed(source: str, target: str) -> None:
+    """Give a file a second name, or copy it if it is in another file system."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        _copy(source, target)
+
+
+def _copy(source: str, target: str) -> None:
+    import fcntl
+    import shutil
+
+    with open(source, "rb") as old, open(target, "xb") as new:
+        try:
+            fcntl.ioctl(new, FICLONE, old.fileno())
+        except OSError:
+            shutil.copyfile(source, target)
+    shutil.copymode(source, target)
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two files are the same in size, mode and every byte: what was committed once may have rotted since."""
+    with opened(one) as a, opened(other) as b:
+        first, second = os.fstat(a), os.fstat(b)
+        if (first.st_size, first.st_mode) != (second.st_size, second.st_mode):
+            return False
+        return all(os.pread(a, CHUNK, at) == os.pread(b, CHUNK, at) for at in range(0, first.st_size, CHUNK))
 
 
 if TYPE_CHECKING:

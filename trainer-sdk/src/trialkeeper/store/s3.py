@@ -9,20 +9,27 @@ from __future__ import annotations
 
 import os
 import posixpath
-import shutil
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_plus
 
 from trialkeeper import parallel
-from trialkeeper.store import AlreadyThere, Missing
+from trialkeeper.errors import CheckpointCorrupt
+from trialkeeper.manifest import SIZE_LIMIT, Entry
+from trialkeeper.store import AlreadyThere, Denied, Missing, Unreachable
+from trialkeeper.store.files import File, forget, inventory, newest_by_path, once, unchanged
 from trialkeeper.store.segments import Segments
-from trialkeeper.store.transfer import download, upload
+from trialkeeper.store.transfer import download, plan, upload
 from trialkeeper.store.wire import WORKERS, Refused, Wire, xml
 
 if TYPE_CHECKING:
+    from xml.etree import ElementTree
+
     from trialkeeper.store import Store
 
 WRITE_ID = (
@@ -63,7 +70,8 @@ class S3Store:
             raise AlreadyThere(key)
 
     def _put_after_a_look(self, key: str, full: str, data: bytes, write: str) -> None:
-        if self._wire.request("HEAD", full, ready_for=(404,)).status != 404:
+        # No HEAD: the answer to it could not say what is refused.
+        if self._wire.request("GET", full, ready_for=(404,)).status != 404:
             raise AlreadyThere(key)
         self._wire.request("PUT", full, body=data, headers={WRITE_ID: write})
         if not self._is_ours(full, data, write, True):
@@ -82,7 +90,10 @@ class S3Store:
         if bucket not in _honest:
             probe = self._key(f"probes/{os.urandom(8).hex()}")
             ready, headers = (400, 412, 501), {"If-None-Match": "*"}
-            answers = [self._wire.request("PUT", probe, headers=headers, ready_for=ready).status for _ in (1, 2)]
+            try:
+                answers = [self._wire.request("PUT", probe, headers=headers, ready_for=ready).status for _ in (1, 2)]
+            except Denied:
+                return False  # below another trial's prefix only pins may be put
             _honest[bucket] = answers[1] == 412
             try:
                 self._wire.request("DELETE", probe, ready_for=(404,))
@@ -97,31 +108,18 @@ class S3Store:
         return answer.body
 
     def list(self, prefix: str) -> list[str]:
-        return sorted(key for key, _ in self._objects(prefix))
+        return sorted(key for key, _, _ in self.sizes(prefix))
 
-    def _objects(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """(key, size) of all objects whose key begins with `prefix`."""
+    def sizes(self, prefix: str) -> Iterator[tuple[str, int, float]]:
         top = f"{self._folder}/"
-        asked = {"list-type": "2", "encoding-type": "url", "prefix": top + prefix}
-        while True:
-            page = xml(self._wire.request("GET", "", asked).body, "ListBucketResult")
-            if page is None:
-                raise Refused(f"{self._wire.bucket} answers with something else than a list")
-            for entry in page.iterfind("Contents"):
-                key = unquote_plus(entry.findtext("Key") or "")
-                if key.startswith(top + prefix):
-                    yield key[len(top) :], int(entry.findtext("Size") or 0)
-            if page.findtext("IsTruncated") != "true":
-                return
-            asked["continuation-token"] = page.findtext("NextContinuationToken") or ""
-            if not asked["continuation-token"]:
-                raise Refused(f"{self._wire.bucket} does not say how its list goes on")
+        for key, size, modified in listed(self._wire, top + prefix):
+            yield key[len(top) :], size, modified
 
     def delete(self, key: str) -> None:
         full = self._key(key)
         keys = [full, *(self._key(k) for k in self.list(f"{key}/"))]
         parallel.run((partial(self._wire.request, "DELETE", k, ready_for=(404,)) for k in keys), WORKERS)
-        shutil.rmtree(self._fetched(key), ignore_errors=True)
+        forget(self._fetched(key))
 
     # Lines.
 
@@ -135,46 +133,102 @@ class S3Store:
         for segment in reversed(self.list(f"{key}/")):
             yield from (line + b"\n" for line in reversed(self.get(segment).split(b"\n")[:-1]))
 
-    # Folders.
+    # Checkpoints.
 
-    def take(self, folder: Path, key: str) -> None:
+    def keep(self, folder: Path, key: str, older: Sequence[Entry]) -> Sequence[Entry]:
         top = self._key(key)
-        files = [
-            (Path(parent) / name, f"{top}/{(Path(parent) / name).relative_to(folder).as_posix()}")
-            for parent, _, names in os.walk(folder)
-            for name in names
-        ]
-        for path, full in files:
-            if not _fits(full):
-                raise ValueError(f"checkpoint: a bucket cannot hold a file called {path.name[:80]!r}")
-        upload(self._wire, files)
-        shutil.rmtree(folder, ignore_errors=True)
+        files = inventory(folder)
+        for file in files:
+            if not _fits(f"{top}/{file.path}"):
+                raise ValueError(f"checkpoint: a bucket cannot hold a file called {file.local.name[:80]!r}")
+            if file.size > SIZE_LIMIT:
+                raise ValueError(f"checkpoint: {file.path} is larger than a bucket's objects may be (5 TiB)")
+        entries = self._reused(files, newest_by_path(older))
+        uploads = plan([file for file in files if file.path not in entries], key)
+        upload(self._wire, self._folder, uploads)
+        entries.update((entry["path"], entry) for sent in uploads for entry in sent.entries())
+        return [entries[file.path] for file in files]
+
+    def _reused(self, files: Sequence[File], older: Mapping[str, Entry]) -> dict[str, Entry]:
+        """By path, the entries of unchanged files whose bytes are still there.
+
+        Not those in a pack that is mostly of no use any more: it could never be deleted.
+        """
+        same: dict[str, Entry] = {}
+
+        def compare(file: File) -> None:
+            if unchanged(file, older[file.path]):
+                same[file.path] = {**older[file.path], "mode": file.mode}
+
+        parallel.run((partial(compare, file) for file in files if file.path in older), WORKERS)
+        folders = {"/".join(entry["key"].split("/")[:2]) for entry in same.values()}
+        there = {key: size for folder in folders for key, size, _ in self.sizes(f"{folder}/")}
+        used: Counter[str] = Counter()
+        for entry in same.values():
+            used[entry["key"]] += entry["size"]
+
+        def serves(entry: Entry) -> bool:
+            size = there.get(entry["key"], -1)
+            return bool(entry["offset"] + entry["size"] <= size <= 2 * used[entry["key"]])
+
+        return {path: entry for path, entry in same.items() if serves(entry)}
 
     def _fetched(self, key: str) -> Path:
         return self._scratch / "fetched" / key
 
-    def folder(self, key: str) -> Path:
+    def fetch(self, key: str, files: Sequence[Entry]) -> Path:
         self._key(key)
-        there = self._fetched(key)
-        if there.is_dir():
-            return there
-        objects = list(self._objects(f"{key}/"))
-        if not objects:
-            raise Missing(key)
-        half = there.with_name(f"{there.name}.{os.getpid()}-{os.urandom(4).hex()}")
-        try:
-            download(
-                self._wire,
-                [(f"{self._folder}/{name}", size, _inside(half, name[len(key) + 1 :])) for name, size in objects],
-            )
-            os.rename(half, there)
-        except OSError:
-            if not there.is_dir():
+        place = self._fetched(key)
+        for entry in files:
+            if not _fits(f"{self._folder}/{entry['key']}"):
+                raise CheckpointCorrupt(f"{entry['key'][:80]!r} cannot be an object's key")
+
+        def work() -> None:
+            try:
+                download(self._wire, self._folder, place, files)
+            except Unreachable:
+                raise  # what is here by now need not come again
+            except BaseException:
+                forget(place)
                 raise
-            # Another process of this pod was faster.
-        finally:
-            shutil.rmtree(half, ignore_errors=True)
-        return there
+
+        once(place, place, files, work, self._wire.out_of_time)
+        return place
+
+
+def pages(wire: Wire, **asked: str) -> Iterator[ElementTree.Element]:
+    """The pages of a list of the bucket, as XML; `asked` are the query's fields.
+
+    :raises OSError: if it cannot be had whole.
+    """
+    query = {"list-type": "2", "encoding-type": "url", **asked}
+    while True:
+        page = xml(wire.request("GET", "", query).body, "ListBucketResult")
+        if page is None:
+            raise Refused(f"{wire.bucket} answers with something else than a list")
+        yield page
+        if page.findtext("IsTruncated") != "true":
+            return
+        query["continuation-token"] = page.findtext("NextContinuationToken") or ""
+        if not query["continuation-token"]:
+            raise Refused(f"{wire.bucket} does not say how its list goes on")
+
+
+def listed(wire: Wire, prefix: str) -> Iterator[tuple[str, int, float]]:
+    """(key, bytes, when it was written) of all of the bucket's objects whose key begins with `prefix`."""
+    for page in pages(wire, prefix=prefix):
+        for entry in page.iterfind("Contents"):
+            key = unquote_plus(entry.findtext("Key") or "")
+            if key.startswith(prefix):
+                yield key, int(entry.findtext("Size") or 0), _time(entry.findtext("LastModified"))
+
+
+def _time(text: str | None) -> float:
+    """Seconds since the epoch; a store that says none is taken to have written it now, so that nobody thinks it old."""
+    try:
+        return datetime.fromisoformat((text or "").replace("Z", "+00:00")).timestamp()
+    except ValueError:
+        return time.time()
 
 
 def _fits(key: str) -> bool:
@@ -183,13 +237,6 @@ def _fits(key: str) -> bool:
         return len(key.encode()) <= KEY_LIMIT and not any(c < " " or c == "\x7f" for c in key)
     except UnicodeEncodeError:
         return False
-
-
-def _inside(folder: Path, name: str) -> Path:
-    path = Path(os.path.normpath(folder / name))
-    if not path.is_relative_to(folder) or path == folder:
-        raise Refused(f"{name!r} would lie outside of the checkpoint")
-    return path
 
 
 if TYPE_CHECKING:

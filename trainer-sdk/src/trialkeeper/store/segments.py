@@ -58,7 +58,7 @@ class Segments:
 
     def _look(self) -> None:
         """Learn from the store what is there: of an earlier life of this pod, or of the upload process."""
-        found = {name: size for name, size, *_ in self._store._objects(f"{self._key}/")}
+        found = {name: size for name, size, *_ in self._store.sizes(f"{self._key}/")}
         self._number = max((int(name.rpartition("/")[2]) for name in found), default=0)
         self._sent = sum(found.values())
 

@@ -7,16 +7,19 @@ The rest is ours, since its own client waits five minutes for a silent server an
 from __future__ import annotations
 
 import os
+import select
+import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import quote, urlsplit
 from xml.etree import ElementTree
 
 import urllib3
 from minio.signer import sign_v4_s3
+from urllib3.connection import HTTPConnection
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
@@ -66,6 +69,93 @@ class Refused(OSError):
 
 class BrokenOff(OSError):
     """Raised by a sink when less came than was promised."""
+
+
+class Torn(Refused):
+    """Raised when an object breaks off again and again."""
+
+
+class FilePart(NamedTuple):
+    """Bytes of an open file, as a piece of a body: they need not pass through this process."""
+
+    descriptor: int
+    start: int
+    size: int
+
+    def read(self) -> bytes:
+        """The bytes.
+
+        :raises ValueError: if there are fewer by now.
+        """
+        found = os.pread(self.descriptor, self.size, self.start)
+        if len(found) != self.size:
+            raise ValueError(CHANGED)
+        return found
+
+
+CHANGED = "checkpoint: a file became shorter while it was sent: save() must leave its files alone once it has returned"
+
+
+class Body(Protocol):
+    """What a request sends: `size` bytes, in pieces of a MiB or so, the same ones each time it is tried."""
+
+    size: int
+
+    def __iter__(self) -> Iterator[bytes | memoryview | FilePart]: ...
+
+
+class Bytes:
+    """A body in memory."""
+
+    def __init__(self, data: bytes | memoryview) -> None:
+        self._data, self.size = data, len(data)
+
+    def __iter__(self) -> Iterator[bytes | memoryview]:
+        return (self._data[at : at + PIECE] for at in range(0, self.size, PIECE))
+
+
+class _Connection(HTTPConnection):
+    """Sends a file's bytes from the kernel's cache straight into the socket."""
+
+    def send(self, data: Any) -> None:
+        if not isinstance(data, FilePart):
+            super().send(data)
+            return
+        if self.sock is None or not hasattr(os, "sendfile"):
+            super().send(data.read())
+            return
+        sock, patience = self.sock, self.sock.gettimeout()
+        deadline = time.monotonic() + (READ if patience is None else patience)
+        at, end = data.start, data.start + data.size
+        while at < end:
+            try:
+                sent = os.sendfile(sock.fileno(), data.descriptor, at, end - at)
+            except BlockingIOError:
+                if not _writable(sock, deadline - time.monotonic()):
+                    raise TimeoutError("timed out") from None
+                continue
+            if sent == 0:
+                raise ValueError(CHANGED)
+            at += sent
+
+
+def _writable(sock: socket.socket, seconds: float) -> bool:
+    poll = select.poll()  # select() knows no descriptor above 1,023, and a trainer may have many
+    poll.register(sock, select.POLLOUT)
+    return seconds > 0 and bool(poll.poll(seconds * 1000))
+
+
+class _TlsConnection(urllib3.connection.HTTPSConnection):
+    def send(self, data: Any) -> None:
+        super().send(data.read() if isinstance(data, FilePart) else data)
+
+
+class _HttpPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _HttpsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
 
 
 @dataclass(frozen=True)
@@ -119,12 +209,18 @@ class Wire:
         """Let go of all connections."""
         self._opened.clear()
 
+    def out_of_time(self) -> bool:
+        """Whether this process must leave now."""
+        going = self._leave_by()
+        return going is not None and time.monotonic() >= going
+
     def _pool(self) -> urllib3.PoolManager:
         """This process's connections: those that were open at a fork are the parent's."""
         if self._process != os.getpid():
             self._keys.forked()
             context = trust.context(self._ca) if self.bucket.base.startswith("https://") else None
             self._opened = urllib3.PoolManager(maxsize=2 * WORKERS, ssl_context=context)
+            self._opened.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
             self._process = os.getpid()
         return self._opened
 
@@ -134,7 +230,7 @@ class Wire:
         key: str = "",
         query: Mapping[str, str] | None = None,
         *,
-        body: bytes | memoryview = b"",
+        body: bytes | Body = b"",
         headers: Mapping[str, str] | None = None,
         ready_for: Sequence[int] = (),
         sink: Callable[[urllib3.BaseHTTPResponse], object] | None = None,
@@ -145,6 +241,7 @@ class Wire:
         :raises Refused: if the store cannot do it.
         """
         start = time.monotonic()
+        sent = Bytes(body) if isinstance(body, bytes) else body
         short = start < self._silent_until
         renewed = False
         for tries in range(1, TRIES + 1):
@@ -157,9 +254,9 @@ class Wire:
             pause = min(0.25 * 2**tries, PAUSE_LIMIT)
             failure: OSError
             try:
-                answer = self._once(method, key, query or {}, body, headers or {}, patience, sink)
+                answer = self._once(method, key, query or {}, sent, headers or {}, patience, sink)
             except BrokenOff as broken:
-                failure = Refused(f"{self.bucket} breaks off in the middle of {key or 'its list'}: {broken}")
+                failure = Torn(f"{self.bucket} breaks off in the middle of {key or 'its list'}: {broken}")
             except HTTPError as error:
                 words = f"{self.bucket} {_words(error)}"
                 if _distrust(error):
@@ -198,20 +295,19 @@ class Wire:
         method: str,
         key: str,
         query: Mapping[str, str],
-        body: bytes | memoryview,
+        body: Body,
         headers: Mapping[str, str],
         patience: urllib3.Timeout,
         sink: Callable[[urllib3.BaseHTTPResponse], object] | None,
     ) -> Answer:
         asked = "&".join(f"{_quoted(name)}={_quoted(value)}" for name, value in sorted(query.items()))
         url = f"{self.bucket.base}/{quote(key, safe='/~')}" + (asked and f"?{asked}")
-        size = len(body)
-        pieces = [body[at : at + PIECE] for at in range(0, size, PIECE)]
+        pieces: Any = body  # an iterable for urllib3, whose connections are ours
         response = self._pool().urlopen(
             method,
             url,
-            body=pieces if size else None,
-            headers=self._signed(method, url, {**headers, "Content-Length": str(size)}),
+            body=pieces if body.size else None,
+            headers=self._signed(method, url, {**headers, "Content-Length": str(body.size)}),
             timeout=patience,
             retries=False,
             redirect=False,

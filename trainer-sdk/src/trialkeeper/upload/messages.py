@@ -27,6 +27,7 @@ class Save:
     `instead`: the number of a save that need not be sent if it was not begun, 0 for none. `claim`: the record that
     has to be in the store before, None if it is. `again`: it may have been committed by a process that is gone.
     `keep`: how many checkpoints stay, and by which score; `base`: the manifest's key this attempt began from.
+    `nonce`: what all ranks know it by, empty if there is one; `resharding`: whether any number of them can load it.
     """
 
     number: int
@@ -41,6 +42,8 @@ class Save:
     again: bool = False
     keep: Mapping[str, Any] | None = None
     base: str | None = None
+    nonce: str = ""
+    resharding: bool = False
 
     @property
     def iteration(self) -> int:

@@ -14,15 +14,16 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from trialkeeper import contract, manifest, resuming, saving
+from trialkeeper import contract, manifest, resuming, retention, saving, session
 from trialkeeper.contract import CheckpointRef
 from trialkeeper.environment import Environment
 from trialkeeper.errors import CheckpointCorrupt, StaleAttempt
-from trialkeeper.manifest import Progress
+from trialkeeper.manifest import Entry, Progress
+from trialkeeper.ranks import shards
 from trialkeeper.store import Appender, Denied, Missing, Store, Unreachable
 from trialkeeper.store.opening import open_store
 from trialkeeper.upload import messages
@@ -47,7 +48,10 @@ class Process:
         self._failures = 0
         self._not_before = 0.0
         self._claimed = False
-        self._older: list[Any] = []  # file entries of the newest checkpoint that this process knows
+        self._older: Sequence[Entry] | None = None  # files of the newest checkpoint, None: to be asked
+        self._last: str | None = None  # the manifest of the last save that this rank has kept its part of
+        self._known = retention.Known()
+        self._unscored_said = False
         self.leave_by: float | None = None
 
     # From the trainer.
@@ -104,7 +108,7 @@ class Process:
             self._in_hand = 0
             while True:
                 now = time.monotonic()
-                if self._waiting and self._failures and len(self._waiting) > 1:
+                if self._waiting and self._failures and len(self._waiting) > 1 and self._env.rank == 0:
                     self._drop(self._waiting[0])  # a newer one is as good, and the store may be well again for it
                 if self._waiting and now >= self._not_before:
                     self._in_hand = self._waiting[0].number
@@ -133,6 +137,8 @@ class Process:
                     self._drop(other)
             return
         except ValueError as wrong:
+            if self._env.rank > 0:
+                self._announce_failure(save)
             self._done(save)
             self._say(Refused(save.number, str(wrong)))
             return
@@ -142,6 +148,7 @@ class Process:
         self._failures = 0
         self._done(save)
         self._say(Committed(save.number, reference, time.monotonic() - start, sent))
+        self._prune(save)
 
     def _done(self, save: Save) -> None:
         with self._news:
@@ -149,9 +156,13 @@ class Process:
         shutil.rmtree(save.folder, ignore_errors=True)
 
     def _failed(self, save: Save, error: Exception) -> None:
-        again = isinstance(error, OSError) and os.path.isdir(save.folder)
+        missing = isinstance(error, shards.PartMissing)
+        again = isinstance(error, OSError) and not missing and os.path.isdir(save.folder)
         kind = "denied" if isinstance(error, Denied) else "unreachable" if isinstance(error, Unreachable) else "failed"
+        kind = "part" if missing else kind
         if not again:
+            if self._env.rank > 0:
+                self._announce_failure(save)
             self._done(save)
         text = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         self._failures += 1
@@ -163,12 +174,17 @@ class Process:
     def _commit(self, save: Save) -> tuple[CheckpointRef, int]:
         """Commit a save; its reference, and how many bytes were sent."""
         store, results = self._opened()
+        if self._env.rank > 0:
+            return self._keep_part(store, save)
         if save.claim is not None and not self._claimed:
             resuming.claim(store, self._env, save.claim)
             self._claimed = True
         if save.again and (there := self._committed_before(store, save)) is not None:
             return there, 0
-        reference, body = saving.commit(
+        if self._older is None:
+            self._older = saving.committed_files(store)
+        size = results.size
+        done = saving.commit(
             store,
             self._env,
             Path(save.folder),
@@ -178,9 +194,47 @@ class Process:
             metrics=save.metrics,
             reported=save.reported,
             results=results,
+            older=self._older,
+            nonce=save.nonce,
+            resharding=save.resharding,
+            leave_by=lambda: self.leave_by,
         )
-        self._say(Synced(results.size))
-        return reference, sum(entry["size"] for entry in body.get("files", ()))
+        self._older = done.body["files"]
+        self._say(Synced(size))
+        own = f"{done.body['data']}/"
+        return done.reference, sum(entry["size"] for entry in self._older if entry["key"].startswith(own))
+
+    def _prune(self, save: Save) -> None:
+        """Delete what need not be kept any more; not while the trainer waits for what is still to be sent."""
+        store, _ = self._opened()
+        if self._env.rank > 0 or save.keep is None or self.leave_by is not None or len(self._waiting) > 1:
+            return
+        policy = retention.Policy(**save.keep)
+        done = retention.prune(store, self._env, policy, save.base, self._known)
+        if done.unscored and not self._unscored_said:
+            self._unscored_said = True
+            session.warn(f"checkpoints cannot be ranked by {done.unscored!r}, which is not among the reported metrics")
+
+    def _announce_failure(self, save: Save) -> None:
+        """Spare rank 0's upload process the wait."""
+        data = shards.data_of(self._env, save.iteration, save.nonce)
+        with contextlib.suppress(OSError):
+            shards.announce(self._opened()[0], data, self._env.rank, None, resharding=False)
+
+    def _keep_part(self, store: Store, save: Save) -> tuple[CheckpointRef, int]:
+        """Make another rank's part of a save durable, and say so to rank 0's upload process."""
+        env = self._env
+        data, key = shards.data_of(env, save.iteration, save.nonce), contract.manifest_key(env.attempt, save.iteration)
+        if self._older is None:
+            self._older = saving.committed_files(store)
+        if self._last is not None:
+            with contextlib.suppress(Missing, CheckpointCorrupt):  # what was not committed must not be referred to
+                self._older = manifest.decode(store.get(self._last))["files"]
+        entries = shards.keep(store, Path(save.folder), data, env.rank, self._older)
+        shards.announce(store, data, env.rank, entries, resharding=save.resharding)
+        self._last = key
+        reference = CheckpointRef(env.attempt, save.iteration, key, save.reported)
+        return reference, sum(entry["size"] for entry in entries)
 
     def _committed_before(self, store: Store, save: Save) -> CheckpointRef | None:
         """What a process before this one has committed without being heard."""
@@ -192,6 +246,8 @@ class Process:
         return None
 
     def _send_results(self) -> None:
+        if self._env.rank > 0:
+            return  # they are rank 0's
         try:
             _, results = self._opened()
             size = results.size

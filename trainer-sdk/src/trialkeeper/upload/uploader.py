@@ -10,9 +10,11 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from trialkeeper.environment import Environment
+from trialkeeper.saving import remove
 from trialkeeper.upload import messages
 from trialkeeper.upload.messages import Answer, Committed, Dropped, Failed, Fenced, Refused, Save
 
@@ -116,6 +118,8 @@ class Uploader:
         if self._process is not None:
             self._process.kill()
             self._let_go()
+        for save in self.outstanding.values():
+            remove(Path(save.folder))
         self.outstanding.clear()
         self._hurried, self.failing = False, None
 

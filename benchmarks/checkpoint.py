@@ -1,0 +1,393 @@
+"""What a checkpoint costs, next to what the same bytes cost without us.
+
+A MinIO on this machine. Each case runs in a fresh process, several rounds, all cases of a group one after the other in
+each; a ratio is the median of the rounds' ratios, of that half of the rounds in which other processes used the machine
+least (`foreign`: cores). The last line is one JSON object.
+
+    python benchmarks/checkpoint.py [--rounds 5] [--mib 1024] [--only upload download ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from minio import Minio as Client
+
+from minio_server import KEYS, minio
+from stores import environment_of
+from trialkeeper.store import Store
+from trialkeeper.store.address import bucket_of
+from trialkeeper.store.opening import open_store
+from trialkeeper.store.s3 import S3Store
+
+MIB = 1 << 20
+PART = 16 * MIB
+CONNECTIONS = 4
+IDLE = 0.25  # CPU seconds in a second
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a case runs: the bucket's URL, a folder that all cases share, and one of its own."""
+
+    url: str
+    shared: Path
+    own: Path
+    mib: int
+
+    @property
+    def source(self) -> Path:
+        """A file of `mib` MiB that nothing compresses."""
+        return self.shared / "source"
+
+    def store(self) -> S3Store:
+        found = open_store(environment_of(self.url, self.own))
+        assert isinstance(found, S3Store)
+        return found
+
+    def client(self) -> Client:
+        access, secret = KEYS.values()
+        host = urlsplit(bucket_of(self.url).endpoint).netloc
+        return Client(host, access_key=access, secret_key=secret, secure=False)
+
+    def folder(self, name: str, *files: Path) -> Path:
+        """A folder that may be handed over, with links to files."""
+        made = self.own / name
+        made.mkdir()
+        for file in files:
+            os.link(file, made / file.name)
+        return made
+
+
+# Cases. Each prepares, measures what is between, and cleans up.
+
+Measured = dict[str, float]
+
+
+@contextmanager
+def measured(into: Measured) -> Iterator[None]:
+    """What is done inside: its seconds, CPU seconds of this process and its children, and cores that others used."""
+
+    def spent() -> float:
+        both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(usage.ru_utime + usage.ru_stime for usage in both)
+
+    servers = [path for path in Path("/proc").glob("[0-9]*") if _reads(path / "comm").strip() == "minio"]
+    cpu, all_cpu, served, start = spent(), _busy(), sum(map(_used, servers)), time.perf_counter()
+    yield
+    into["seconds"], into["cpu"] = time.perf_counter() - start, spent() - cpu
+    foreign = _busy() - all_cpu - (sum(map(_used, servers)) - served) - into["cpu"]
+    into["foreign"] = max(foreign / into["seconds"], 0.0)
+
+
+def _reads(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _busy() -> float:
+    """CPU seconds of the whole machine since it was started, and those that its host has taken."""
+    user, nice, system, _, _, irq, softirq, steal = map(int, _reads(Path("/proc/stat")).split("\n")[0].split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _used(process: Path) -> float:
+    fields = _reads(process / "stat").rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
+
+
+def put_raw(place: Place) -> Measured:
+    """The bytes alone: presigned parts over four connections, by sendfile; nothing is hashed."""
+    found: Measured = {}
+    client, key, size = place.client(), "raw", place.source.stat().st_size
+    name = bucket_of(place.url).name
+    with measured(found):
+        upload_id = client._create_multipart_upload(name, key, {})
+        numbers = iter(range(-(-size // PART)))
+
+        def send(_: int) -> list[tuple[int, str]]:
+            connection = http.client.HTTPConnection(urlsplit(bucket_of(place.url).endpoint).netloc)
+            tags = []
+            with place.source.open("rb") as file:
+                for number in numbers:
+                    asked: dict[str, str | list[str] | tuple[str]] = {
+                        "partNumber": str(number + 1),
+                        "uploadId": upload_id,
+                    }
+                    parts = urlsplit(client.get_presigned_url("PUT", name, key, extra_query_params=asked))
+                    length = min(PART, size - number * PART)
+                    connection.putrequest("PUT", f"{parts.path}?{parts.query}")
+                    connection.putheader("Content-Length", str(length))
+                    connection.endheaders()
+                    connection.sock.sendfile(file, number * PART, length)
+                    answer = connection.getresponse()
+                    answer.read()
+                    assert answer.status == 200
+                    tags.append((number + 1, str(answer.getheader("ETag")).strip('"')))
+            connection.close()
+            return tags
+
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            tags = sorted(tag for some in pool.map(send, range(CONNECTIONS)) for tag in some)
+        _complete(client, name, key, upload_id, tags)
+    client.remove_object(name, key)
+    return found
+
+
+def _complete(client: Client, bucket: str, key: str, upload_id: str, tags: list[tuple[int, str]]) -> None:
+    from minio.datatypes import Part
+
+    client._complete_multipart_upload(bucket, key, upload_id, [Part(number, tag) for number, tag in tags])
+
+
+def put_minio(place: Place) -> Measured:
+    """minio-py as it comes."""
+    found: Measured = {}
+    client, name = place.client(), bucket_of(place.url).name
+    with measured(found):
+        client.fput_object(name, "fput", str(place.source))
+    client.remove_object(name, "fput")
+    return found
+
+
+def put_ours(place: Place) -> Measured:
+    """A checkpoint of one file: sent, and each part hashed."""
+    found: Measured = {}
+    folder = place.folder("made", place.source)
+    store = place.store()
+    with measured(found):
+        files = store.keep(folder, "data/ours", ())
+    assert all(files[0]["sha256"])
+    store.delete("data/ours")
+    return found
+
+
+def get_minio(place: Place) -> Measured:
+    found: Measured = {}
+    client, name = place.client(), bucket_of(place.url).name
+    with measured(found):
+        client.fget_object(name, "space/exp-1/00000/data/kept/source", str(place.own / "fetched"))
+    return found
+
+
+def get_ours(place: Place) -> Measured:
+    """A committed checkpoint of one file, verified."""
+    found: Measured = {}
+    files = json.loads((place.shared / "kept.json").read_text())
+    store = place.store()
+    with measured(found):
+        folder = store.fetch("data/kept", files)
+    assert (folder / "source").stat().st_size == place.source.stat().st_size
+    return found
+
+
+def put_small(place: Place) -> Measured:
+    """1,000 files of 16 KiB."""
+    found: Measured = {}
+    store, folder = place.store(), _many(place, "made", 1000, 16 << 10)
+    store.list("")
+    with measured(found):
+        store.keep(folder, "data/small", ())
+    store.delete("data/small")
+    return found
+
+
+def get_small(place: Place) -> Measured:
+    found: Measured = {}
+    store = place.store()
+    files = store.keep(_many(place, "made", 1000, 16 << 10), "data/small", ())
+    with measured(found):
+        store.fetch("data/small", files)
+    store.delete("data/small")
+    return found
+
+
+def put_again(place: Place) -> Measured:
+    """100 files of 1 MiB, of which one has changed since the last checkpoint; `ratio`: bytes stored anew."""
+    found: Measured = {}
+    store = place.store()
+    older = store.keep(_many(place, "first", 100, MIB), "data/first", ())
+    again = _many(place, "second", 100, MIB)
+    (again / "50").write_bytes(os.urandom(MIB))
+    with measured(found):
+        files = store.keep(again, "data/second", older)
+    told = len(json.dumps(files, separators=(",", ":")))
+    sent = sum(size for _, size, _ in store.sizes("data/second/")) + told
+    found["ratio"] = sent / (100 * MIB)
+    for key in ("data/first", "data/second"):
+        store.delete(key)
+    return found
+
+
+def _many(place: Place, name: str, number: int, size: int) -> Path:
+    folder = place.own / name
+    folder.mkdir()
+    with place.source.open("rb") as source:
+        for i in range(number):
+            (folder / str(i)).write_bytes(source.read(size))
+    return folder
+
+
+CASES: Mapping[str, Callable[[Place], Measured]] = {
+    case.__name__: case for case in (put_raw, put_minio, put_ours, get_minio, get_ours, put_small, get_small, put_again)
+}
+
+
+# Groups: which cases are run in turn, and what comes out of their rounds.
+
+Rounds = list[dict[str, Measured]]
+Results = dict[str, float]
+
+
+def _ratio(rounds: Rounds, ours: str, other: str) -> float:
+    """How many times as fast as another case, in the rounds in which others used this machine least."""
+    quiet = sorted(rounds, key=lambda r: max(r[ours]["foreign"], r[other]["foreign"]))[: (len(rounds) + 1) // 2]
+    return statistics.median(r[other]["seconds"] / r[ours]["seconds"] for r in quiet)
+
+
+def _median(rounds: Rounds, case: str, what: str) -> float:
+    return statistics.median(r[case][what] for r in rounds)
+
+
+def upload_results(rounds: Rounds, gib: float) -> Results:
+    return {
+        "upload_ratio": _ratio(rounds, "put_ours", "put_raw"),
+        "upload_ratio_minio": _ratio(rounds, "put_ours", "put_minio"),
+        "upload_mb_s": gib * 1073.74 / _median(rounds, "put_ours", "seconds"),
+        "upload_cpu_s_gib": _median(rounds, "put_ours", "cpu") / gib,
+        "upload_cpu_s_gib_raw": _median(rounds, "put_raw", "cpu") / gib,
+        "upload_cpu_s_gib_minio": _median(rounds, "put_minio", "cpu") / gib,
+        "upload_foreign_cores": _median(rounds, "put_ours", "foreign"),
+        "upload_rss_mb": _median(rounds, "put_ours", "rss"),
+    }
+
+
+def download_results(rounds: Rounds, gib: float) -> Results:
+    return {
+        "download_ratio": _ratio(rounds, "get_ours", "get_minio"),
+        "download_mb_s": gib * 1073.74 / _median(rounds, "get_ours", "seconds"),
+        "download_cpu_s_gib": _median(rounds, "get_ours", "cpu") / gib,
+        "download_cpu_s_gib_minio": _median(rounds, "get_minio", "cpu") / gib,
+        "download_foreign_cores": _median(rounds, "get_ours", "foreign"),
+        "download_rss_mb": _median(rounds, "get_ours", "rss"),
+    }
+
+
+def small_results(rounds: Rounds, gib: float) -> Results:
+    return {
+        "small_files_s": _median(rounds, "put_small", "seconds"),
+        "small_files_fetch_s": _median(rounds, "get_small", "seconds"),
+        "incremental_bytes_ratio": _median(rounds, "put_again", "ratio"),
+    }
+
+
+GROUPS: Mapping[str, tuple[tuple[str, ...], Callable[[Rounds, float], Results]]] = {
+    "upload": (("put_raw", "put_minio", "put_ours"), upload_results),
+    "download": (("get_minio", "get_ours"), download_results),
+    "small": (("put_small", "get_small", "put_again"), small_results),
+}
+
+BOUNDS: Mapping[str, Callable[[float], bool]] = {
+    "upload_ratio": lambda x: x >= 0.95,
+    "upload_cpu_s_gib": lambda x: x <= 1.1,
+    "upload_rss_mb": lambda x: x <= 150,
+    "download_ratio": lambda x: x >= 1.0,
+    "small_files_s": lambda x: x <= 0.3,
+    "incremental_bytes_ratio": lambda x: x <= 0.03,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--mib", type=int, default=1024)
+    parser.add_argument("--patience", type=float, default=10.0, help="seconds to wait for an idle machine, each time")
+    parser.add_argument("--only", nargs="*", choices=[*GROUPS], default=[*GROUPS])
+    parser.add_argument("--case", nargs=4, help=argparse.SUPPRESS)  # name, url, shared folder, own folder
+    asked = parser.parse_args()
+    if asked.case:
+        name, url, shared, own = asked.case
+        found = CASES[name](Place(url, Path(shared), Path(own), asked.mib))
+        found["rss"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps(found))
+        return 0
+    os.environ.update(KEYS)
+    results: Results = {}
+    with tempfile.TemporaryDirectory(prefix="trialkeeper-bench-") as folder, minio(Path(folder)) as server:
+        shared = Path(folder)
+        _prepare(server.url, shared, asked.mib)
+        for group in asked.only:
+            cases, results_of = GROUPS[group]
+            rounds = [_round(cases, n, server.url, shared, asked.mib, asked.patience) for n in range(asked.rounds)]
+            results |= results_of(rounds, asked.mib / 1024)
+    for name, value in results.items():
+        verdict = "" if name not in BOUNDS else "ok" if BOUNDS[name](value) else "MISSED"
+        print(f"{name:28} {value:10.3f} {verdict}")
+    print(json.dumps({name: round(value, 3) for name, value in results.items()}))
+    return 0 if all(check(results[name]) for name, check in BOUNDS.items() if name in results) else 1
+
+
+def _prepare(url: str, shared: Path, mib: int) -> None:
+    """The source, and a committed checkpoint of it."""
+    with (shared / "source").open("wb") as file:
+        for _ in range(mib):
+            file.write(os.urandom(MIB))
+    own = shared / "prepare"
+    own.mkdir()
+    place = Place(url, shared, own, mib)
+    store: Store = place.store()
+    files = store.keep(place.folder("made", place.source), "data/kept", ())
+    (shared / "kept.json").write_text(json.dumps(list(files)))
+
+
+def _await_idle(patience: float) -> None:
+    """Wait for a second in which this machine has nothing to do, but not for ever."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        before = _busy()
+        time.sleep(1)
+        if _busy() - before < IDLE:
+            return
+
+
+def _round(
+    cases: tuple[str, ...], number: int, url: str, shared: Path, mib: int, patience: float
+) -> dict[str, Measured]:
+    """Each case once, in an order that changes from round to round."""
+    found: dict[str, Measured] = {}
+    for shift in range(len(cases)):
+        name = cases[(number + shift) % len(cases)]
+        os.sync()
+        _await_idle(patience)
+        with tempfile.TemporaryDirectory(dir=shared) as own:
+            command = [sys.executable, __file__, "--mib", str(mib), "--case", name, url, str(shared), own]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        if done.returncode:
+            sys.exit(f"{name} failed:\n{done.stderr}")
+        found[name] = json.loads(done.stdout)
+        words = " ".join(f"{what} {value:8.3f}" for what, value in found[name].items())
+        print(f"round {number} {name:10} {words}", flush=True)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
