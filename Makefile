@@ -4,9 +4,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 TESTBED = PYTHONPATH=tests $(BIN)/python -m testbed
+FRAMEWORKS = PYTHONPATH=tests $(BIN)/python tests/frameworks/environment.py operator/locks/frameworks.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-e2e-local test-store test-cluster test-e2e cluster-up cluster-images cluster-down testbed test-chart \
+.PHONY: help demo test test-e2e-local test-store test-frameworks test-cluster test-e2e cluster-up cluster-images cluster-down testbed test-chart \
 	test-chart-server check format crds lock bench clean
 
 help: ## Say what can be made
@@ -25,6 +26,9 @@ test-e2e-local: $(VENV)/dev ## The whole on this machine: real training, real ki
 
 test-store: $(VENV)/dev ## The store's suites on a real MinIO (TRIALKEEPER_MINIO=its program)
 	TRIALKEEPER_TEST_STORES=minio $(BIN)/pytest tests/contract/test_store.py tests/store -q $(ARGS)
+
+test-frameworks: $(VENV)/bin/pip ## Real frameworks on the CPU, killed and resumed (the first time it installs 4.6 GB)
+	@python=$$($(FRAMEWORKS)) && PYTHONPATH=trainer-sdk/src:operator/src $$python -m pytest -n 2 tests/frameworks -q $(ARGS)
 
 test-cluster: $(VENV)/dev testbed ## A real cluster, brought up on this machine (Linux, root; the first time 25 minutes)
 	$(BIN)/pytest tests/cluster -q $(ARGS)

@@ -40,6 +40,7 @@ class Place:
         default_factory=lambda: {"objectives": [{"metric": "loss"}], "checkpoint": {"frequency": 1, "onBusy": "Wait"}}
     )
     params: dict[str, Any] = field(default_factory=dict)
+    timeout: float = 60  # seconds that an attempt may take
 
     @property
     def store(self) -> Path:
@@ -73,7 +74,14 @@ class Place:
             (self.root / "trainer.py").write_text(code)
             command, given = [sys.executable, "trainer.py"], ""
         done = subprocess.run(
-            command, cwd=self.root, env=env, input=given, capture_output=True, text=True, timeout=60, check=False
+            command,
+            cwd=self.root,
+            env=env,
+            input=given,
+            capture_output=True,
+            text=True,
+            timeout=self.timeout,
+            check=False,
         )
         log = Path(env["TRIALKEEPER_TERMINATION_LOG"])
         report = Path(env["TRIALKEEPER_SCRATCH"]) / "report.json"

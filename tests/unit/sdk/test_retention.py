@@ -169,7 +169,7 @@ class Story:
             return
         assert begun.resumed.iteration >= min((floor[env.prefix] for floor in self.floors[since:]), default=0)
         at, base = begun.resumed.iteration, begun.record["base"]
-        known: dict[str, Committed] = {}
+        known = retention.Known()
         for iteration in range(at + 1, at + 1 + saves):
             if not (
                 self._commit(store, env, iteration, base)
@@ -281,7 +281,7 @@ class Story:
             assert pin.startswith(contract.pins_of(HEIR)), "its own are taken back"
 
 
-def loaded(store: Store, key: str) -> Checkpoint:
+def loaded(store: Store, key: str, env: Environment | None = None) -> Checkpoint:
     said = manifest.decode(store.get(key))
     for file in said["files"]:
         store.get(file["key"])
@@ -303,7 +303,6 @@ def tell(opened: Callable[[str], Store], env: Environment, seed: int, *, watched
             patch.setattr(resuming, "load", loaded)
         patch.setattr(resuming, "open_at", at)
         patch.setattr(retention, "open_at", at)
-        patch.setattr(retention, "_let_go", set())
         patch.setattr(session, "warn", lambda sentence: None)
         try:
             for _ in range(story.chance.randrange(2, 7)):

@@ -319,6 +319,18 @@ def test_an_experiment_goes_as_a_whole_unless_another_one_needs_it(tree: Tree) -
     assert tree.folders("space/") == ["other-2"]
 
 
+def test_a_removal_that_is_stopped_keeps_what_says_that_it_is_to_go(tree: Tree, monkeypatch: Any) -> None:
+    monkeypatch.setattr(sweep, "BATCH", 1)
+    trial_of(tree, f"{EXP}/00000", [1.0, 2.0])
+    tree.at(EXP).put_new(contract.policy_key(1), b"{}")
+    looks = iter([False, False, False, True])
+    assert not sweep.remove(tree, EXP, stop=lambda: next(looks)).whole
+    assert tree.at(f"{EXP}/00000").list("manifests/") == []
+    assert tree.at(EXP).list("experiment/") == [contract.policy_key(1)]
+    assert sweep.remove(tree, EXP).whole
+    assert keys(tree) == set()
+
+
 @pytest.mark.parametrize("place", ["", "space", "..", "/", "space/..", "space/exp-1/00000"])
 def test_nothing_but_an_experiment_is_removed(tree: Tree, place: str) -> None:
     trial_of(tree, f"{EXP}/00000", [1.0])

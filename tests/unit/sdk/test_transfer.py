@@ -162,6 +162,18 @@ def test_an_entry_that_was_hashed_in_other_parts_serves_as_well(
     assert (found / "w").read_bytes() == (found / "v").read_bytes() == content
 
 
+def test_a_pack_that_is_mostly_of_no_use_any_more_is_not_referred_to(store: S3Store, tmp_path: Path) -> None:
+    """Else one small file that never changes would keep every pack it was ever in the neighbourhood of."""
+    contents = {f"f{i}": os.urandom(1000) for i in range(10)}
+    older = store.keep(made(tmp_path, **contents), "data/1", ())
+    for changed, referred in ((5, 5), (6, 0)):
+        again = contents | {f"f{i}": os.urandom(1000) for i in range(changed)}
+        newer = store.keep(made(tmp_path, **again), f"data/{changed}", older)
+        assert sum(e["key"] == "data/1/pack-000" for e in newer) == referred
+        found = store.fetch(f"data/{changed}", newer)
+        assert {p.name: p.read_bytes() for p in found.iterdir()} == again
+
+
 def test_a_part_that_comes_wrong_is_asked_for_once_more(server: Fake, store: S3Store, tmp_path: Path) -> None:
     content = os.urandom(MIB) * 40
     entries = store.keep(made(tmp_path, w=content), "data/a", ())

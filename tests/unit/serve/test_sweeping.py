@@ -314,10 +314,11 @@ def test_a_store_or_a_cluster_that_is_away_is_trouble_and_nothing_more(
             stage.world.cluster = stage.memory
             monkeypatch.setattr(sweeping, "NOTICE", 0.0)
             monkeypatch.setattr(sweeping, "INTERVAL", 0.0)
+            monkeypatch.setattr(sweeping, "RETRY", 0.0)
             removed, here, remove = asyncio.Event(), asyncio.get_running_loop(), sweep.remove
 
-            def told(*args: Any) -> Any:
-                found = remove(*args)
+            def told(*args: Any, **more: Any) -> Any:
+                found = remove(*args, **more)
                 here.call_soon_threadsafe(removed.set)
                 return found
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from trialkeeper.reporting import checkpoint_dir, checkpoint_due, flush, get_checkpoint, preemption, report
     from trialkeeper.results import open_results
     from trialkeeper.saves import FlushResult
+    from trialkeeper.trainable import Trainable, main
 
 __version__ = "0.1.0"
 
@@ -41,6 +42,7 @@ __all__ = (
     "Preemption",
     "RankZeroGone",
     "StaleAttempt",
+    "Trainable",
     "TrialPreempted",
     "TrialStopped",
     "WorldSizeChanged",
@@ -50,6 +52,7 @@ __all__ = (
     "get_checkpoint",
     "get_context",
     "get_params",
+    "main",
     "open_results",
     "preemption",
     "report",
@@ -62,6 +65,7 @@ _HOMES = {
     "Params": "context",
     "RankZeroGone": "errors",
     "StaleAttempt": "errors",
+    "Trainable": "trainable",
     "TrialPreempted": "errors",
     "TrialStopped": "errors",
     "WorldSizeChanged": "errors",
@@ -74,6 +78,7 @@ _HOMES = {
     "get_checkpoint": "reporting",
     "get_context": "context",
     "get_params": "context",
+    "main": "trainable",
     "open_results": "results",
     "report": "reporting",
 }

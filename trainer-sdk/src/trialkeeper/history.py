@@ -15,12 +15,18 @@ from trialkeeper import contract
 from trialkeeper.store import Missing, Store
 
 
-def records(store: Store) -> dict[int, dict[str, Any]]:
-    """Every attempt's record by number; one that cannot be read is empty, and still fences."""
+def records(store: Store, known: Mapping[int, dict[str, Any]] | None = None) -> dict[int, dict[str, Any]]:
+    """Every attempt's record by number; one that cannot be read is empty, and still fences.
+
+    Those that are `known` are not read again: a record never changes.
+    """
     found: dict[int, dict[str, Any]] = {}
     for key in store.list("attempts/"):
         number = contract.parse_attempt_key(key)
         if number is None:
+            continue
+        if known is not None and known.get(number):
+            found[number] = known[number]
             continue
         try:
             value = json.loads(store.get(key))

@@ -207,22 +207,30 @@ def doomed(store: Store) -> set[Place]:
     return {place for key in store.list("doomed/") if (place := contract.parse_doomed_key(key)) is not None}
 
 
+@dataclass
+class Known:
+    """What a process has read, to be kept from pass to pass: neither manifests nor records ever change."""
+
+    committed: dict[str, Committed] = field(default_factory=dict)  # by manifest key
+    attempts: dict[int, dict[str, Any]] = field(default_factory=dict)
+    let_go: int = 0  # prefixes whose pins have been taken back
+
+
 def prune(
     store: Store,
     env: Environment,
     policy: Policy,
     base: str | None,
-    known: MutableMapping[str, Committed] | None = None,
+    known: Known | None = None,
 ) -> Pruned:
     """Delete what a trial need not keep; for the process that commits for the highest attempt, after each commit.
 
-    `base` is what this attempt's record calls its base. `known` may be kept from pass to pass, so that no manifest is
-    read twice. Results, records and last words are never touched. It raises nothing over a store that is away: what is
-    left undone is done by the next pass.
+    `base` is what this attempt's record calls its base. `known` is kept from pass to pass. Results, records and last
+    words are never touched. It raises nothing over a store that is away: what is left undone is done by the next pass.
     """
     deleted: list[str] = []
     try:
-        unscored = _prune(store, env, policy, base, {} if known is None else known, deleted)
+        unscored = _prune(store, env, policy, base, Known() if known is None else known, deleted)
         return Pruned(tuple(deleted), unscored=unscored)
     except (Overtaken, OSError) as why:
         return Pruned(tuple(deleted), str(why))
@@ -233,25 +241,25 @@ def _prune(
     env: Environment,
     policy: Policy,
     base: str | None,
-    known: MutableMapping[str, Committed],
+    known: Known,
     deleted: list[str],
 ) -> str:
-    attempts = history.records(store)
+    attempts = known.attempts = history.records(store, known.attempts)
     if max(attempts, default=0) > env.attempt:
         raise Overtaken("a later attempt has begun")
     listed = store.list("manifests/")
     visible = history.visible(listed, attempts, env.attempt)
-    let_go(store, env, len(visible))
+    let_go(store, env, len(visible), known)
     leaving = doomed(store)
     places = {place for key in listed if (place := contract.parse_manifest_key(key)) is not None}
     if policy.num_to_keep is None and not leaving and places <= set(visible):
         return ""
-    committed = read_all(store, listed, known)
+    committed = read_all(store, listed, known.committed)
     began = contract.parse_manifest_key(base) if base else None
     held = pinned(store)
     going = plan(committed, visible, policy, newest=env.attempt, base=began, pinned=held, doomed=leaving)
     for key in delete(store, committed, going, leaving, newest=env.attempt):
-        known.pop(key, None)
+        known.committed.pop(key, None)
         deleted.append(key)
     return _unscored((found for found in committed if found.place in set(visible)), policy)
 
@@ -339,7 +347,7 @@ def pin(store: Store, env: Environment, place: Place) -> str:
     return key
 
 
-def let_go(store: Store, env: Environment, own: int) -> None:
+def let_go(store: Store, env: Environment, own: int, known: Known) -> None:
     """Take back the pins of this attempt and those before it that nothing hangs on any more.
 
     Under the trial's own prefix the record of the newest attempt keeps its base. Elsewhere a pin is needed until there
@@ -351,15 +359,9 @@ def let_go(store: Store, env: Environment, own: int) -> None:
     if own >= NEWEST_KEPT:
         donors = (contract.parse_inherited_key(key) for key in env.base)
         places += [open_at(env, donor[0]) for donor in donors if donor is not None]
-    done = (env.place, env.attempt, len(places))
-    if done in _let_go:
-        return
-    for place in places:
+    for place in places[known.let_go :]:
         for key in place.list(contract.pins_of(env.prefix)):
             found = contract.parse_pin_key(key)
             if found is not None and found.holder_attempt <= env.attempt:
                 place.delete(key)
-    _let_go.add(done)
-
-
-_let_go: set[tuple[str, int, int]] = set()  # what this process has taken back already
+        known.let_go += 1

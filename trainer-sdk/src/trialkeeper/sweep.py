@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 from trialkeeper import contract, history, retention
@@ -21,6 +21,7 @@ from trialkeeper.store import Missing, Store
 from trialkeeper.store.tree import Item, Tree
 
 DAY = 86_400.0  # seconds: what is younger may be of an upload that is under way
+BATCH = 1000  # objects that are removed between two looks at whether to leave off
 FINAL = frozenset({contract.END_COMPLETE, contract.END_STOPPED})  # ends after which no attempt comes by itself
 
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
@@ -379,8 +380,10 @@ def holders(tree: Tree, experiment: str) -> set[str]:
     return {holder for holder in others if tree.at(holder).list("")}
 
 
-def remove(tree: Tree, experiment: str, *, dry_run: bool = False) -> Swept:
+def remove(tree: Tree, experiment: str, *, dry_run: bool = False, stop: Callable[[], bool] = lambda: False) -> Swept:
     """Remove all that an experiment has: manifests first, and last what says that it is to go.
+
+    When `stop` says so, it leaves off; the next call goes on.
 
     :raises ValueError: if it is no experiment's folder, or another experiment holds on to something of it.
     :raises OSError: if the store cannot be reached; the next call goes on.
@@ -389,15 +392,27 @@ def remove(tree: Tree, experiment: str, *, dry_run: bool = False) -> Swept:
         raise ValueError(f"{experiment[:200]!r} is no experiment's folder: name it as it is there, namespace/name-uid")
     if held := holders(tree, experiment):
         raise ValueError(f"{experiment} is kept: {', '.join(sorted(held)[:3])} began from it and needs it still")
-    items = list(tree.objects(f"{experiment}/"))
-    manifests = [item.key for item in items if "/manifests/" in item.key]
-    last = [item.key for item in items if item.key.startswith(f"{experiment}/experiment/")]
-    rest = {item.key for item in items} - {*manifests, *last}
+    removed = Swept()
+    policy = f"{experiment}/experiment/"
+    rooms: tuple[Callable[[str], bool], ...] = (
+        lambda key: "/manifests/" in key,
+        lambda key: "/manifests/" not in key and not key.startswith(policy),
+        lambda key: key.startswith(policy),
+    )
+    for number, room in enumerate(rooms):
+        items = (item for item in tree.objects(f"{experiment}/") if room(item.key))
+        while batch := list(islice(items, BATCH)):
+            if stop():
+                removed.whole = False
+                return removed
+            if not dry_run:
+                tree.remove(item.key for item in batch)
+            removed.objects += len(batch)
+            removed.bytes += sum(item.size for item in batch)
+            removed.checkpoints += len(batch) if number == 0 else 0
     if not dry_run:
-        for keys in (manifests, sorted(rest), last):
-            tree.remove(keys)
         tree.forget(experiment)
-    return Swept(objects=len(items), bytes=sum(item.size for item in items), checkpoints=len(manifests))
+    return removed
 
 
 # What an experiment wants, as it is written in the store.

@@ -38,6 +38,7 @@ from trialkeeper_operator.serve.settings import Settings, StoreSettings
 log = logging.getLogger(__name__)
 
 INTERVAL = 900.0  # seconds between two passes
+RETRY = 60.0  # seconds until a pass that could not be made is tried again
 NOTICE = 10.0  # seconds between two looks for Experiments whose wishes are not written yet
 PASS = 300.0  # seconds that a pass may take; the next one goes on where it left off
 GONE = 600.0  # seconds for which an Experiment must have been gone: a new one may go on from it at once
@@ -107,28 +108,28 @@ class StoreSweep:
         self._written: set[tuple[str, int]] = set()  # uid and generation of what is in the store
         self._gone: dict[str, float] = {}  # by folder: when its Experiment was found gone first
         self._after = ""  # the folder that the last pass came to
-        self._trouble = ""
+        self._said: set[str] = set()  # of what it has been said that it does not go
 
     async def run(self) -> None:
-        """Until cancelled."""
-        next_pass = time.monotonic() + NOTICE
+        """Until cancelled. What Experiments want is written while a pass goes on, too."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._again(self.write_wishes, NOTICE), name="wishes")
+            tasks.create_task(self._again(self.sweep, INTERVAL), name="sweep")
+
+    async def _again(self, work: Callable[[], Awaitable[None]], interval: float) -> None:
         while True:
-            await asyncio.sleep(NOTICE)
+            wait = interval
             try:
-                await self.write_wishes()
-                if time.monotonic() >= next_pass:
-                    await self.sweep()
-                    next_pass = time.monotonic() + INTERVAL
-                self._trouble = ""
+                await work()
+                self._said.discard(work.__name__)
             except (OSError, Unavailable) as error:
-                self._say(str(error))
+                wait = min(interval, RETRY)
+                if work.__name__ not in self._said:
+                    log.warning("the store is not swept now: %s", error)
+                self._said.add(work.__name__)
             except Exception:
                 log.exception("sweeping the store failed")  # it comes again, and nothing else waits for it
-
-    def _say(self, trouble: str) -> None:
-        if trouble != self._trouble:
-            log.warning("the store is not swept now: %s", trouble)
-        self._trouble = trouble
+            await asyncio.sleep(wait)
 
     # What Experiments want.
 
@@ -170,8 +171,8 @@ class StoreSweep:
             wanted = await asyncio.to_thread(self._pass, live, stop)
         for folder, said in wanted.items():
             if await self._is_gone(folder, said, live):
-                await asyncio.to_thread(self._remove, folder)
-        self._gone = {folder: since for folder, since in self._gone.items() if folder in wanted}
+                with _until(PASS) as stop:
+                    await asyncio.to_thread(self._remove, folder, stop)
 
     async def _live(self) -> Live:
         live = Live()
@@ -259,7 +260,7 @@ class StoreSweep:
                 swept.checkpoints,
             )
         if swept.trouble:
-            self._say("; ".join(swept.trouble[:3]))
+            log.warning("the store was not swept everywhere: %s", "; ".join(swept.trouble[:3]))
         for experiment, size in swept.over.items():
             log.info("%s is %s beyond its budget: the rest of it is needed", experiment, sweep.written(size))
 
@@ -286,15 +287,17 @@ class StoreSweep:
         pods = self._world.cluster.list(names.POD, namespace, {names.LABEL_EXPERIMENT: name})
         return any([_prefix_of(pod).startswith(f"{folder}/") async for pod in pods])
 
-    def _remove(self, folder: str) -> None:
+    def _remove(self, folder: str, stop: Callable[[], bool]) -> None:
         try:
-            gone = sweep.remove(self._tree, folder)
+            gone = sweep.remove(self._tree, folder, stop=stop)
         except ValueError as kept:
             log.info("%s", kept)
             return
+        if gone.whole:
+            self._gone.pop(folder, None)
         self._metrics.swept_objects.inc(gone.objects)
         self._metrics.swept_bytes.inc(gone.bytes)
-        log.info("removed %s, whose Experiment is gone: %s", folder, sweep.written(gone.bytes))
+        log.info("removed of %s, whose Experiment is gone: %s", folder, sweep.written(gone.bytes))
 
 
 def _prefix_of(pod: Object) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import posixpath
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
@@ -149,7 +150,10 @@ class S3Store:
         return [entries[file.path] for file in files]
 
     def _reused(self, files: Sequence[File], older: Mapping[str, Entry]) -> dict[str, Entry]:
-        """By path, the entries of unchanged files whose bytes are still there."""
+        """By path, the entries of unchanged files whose bytes are still there.
+
+        Not those in a pack that is mostly of no use any more: it could never be deleted.
+        """
         same: dict[str, Entry] = {}
 
         def compare(file: File) -> None:
@@ -159,7 +163,15 @@ class S3Store:
         parallel.run((partial(compare, file) for file in files if file.path in older), WORKERS)
         folders = {"/".join(entry["key"].split("/")[:2]) for entry in same.values()}
         there = {key: size for folder in folders for key, size, _ in self.sizes(f"{folder}/")}
-        return {p: e for p, e in same.items() if there.get(e["key"], -1) >= e["offset"] + e["size"]}
+        used: Counter[str] = Counter()
+        for entry in same.values():
+            used[entry["key"]] += entry["size"]
+
+        def serves(entry: Entry) -> bool:
+            size = there.get(entry["key"], -1)
+            return bool(entry["offset"] + entry["size"] <= size <= 2 * used[entry["key"]])
+
+        return {path: entry for path, entry in same.items() if serves(entry)}
 
     def _fetched(self, key: str) -> Path:
         return self._scratch / "fetched" / key

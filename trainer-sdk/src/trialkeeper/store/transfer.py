@@ -6,6 +6,7 @@ costs as much as half a megabyte. Each part is hashed by the worker that sends i
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import threading
@@ -118,8 +119,10 @@ def upload(wire: Wire, folder: str, uploads: Sequence[Upload]) -> None:
     try:
         parallel.run(_sends(wire, folder, uploads, multipart), SENDERS)
     except BaseException:
-        for begun in multipart:
-            begun.give_up()
+        # Stores and their lifecycle rules expire what was begun and not completed; a dead one is not waited for.
+        with contextlib.suppress(OSError):
+            for begun in multipart:
+                begun.give_up()
         raise
 
 
@@ -203,10 +206,7 @@ class _Multipart:
     def give_up(self) -> None:
         """Drop what was sent of it, unless it is complete."""
         if self._id:
-            try:
-                self._wire.request("DELETE", self._key, {"uploadId": self._id}, ready_for=(404,))
-            except OSError:
-                pass  # stores and their lifecycle rules expire what was begun and not completed
+            self._wire.request("DELETE", self._key, {"uploadId": self._id}, ready_for=(404,))
 
 
 class _Piece(NamedTuple):

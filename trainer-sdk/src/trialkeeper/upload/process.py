@@ -50,7 +50,7 @@ class Process:
         self._claimed = False
         self._older: Sequence[Entry] | None = None  # files of the newest checkpoint, None: to be asked
         self._last: str | None = None  # the manifest of the last save that this rank has kept its part of
-        self._known: dict[str, retention.Committed] = {}  # manifests that retention has read
+        self._known = retention.Known()
         self._unscored_said = False
         self.leave_by: float | None = None
 
