@@ -229,7 +229,10 @@ class Reporter:
             self._cannot_write(error)
         if self._results.remote and self._claimed and time.monotonic() - self._sent_at >= segments.INTERVAL:
             self._sent_at = time.monotonic()
-            self._saves.uploader.sync()
+            try:
+                self._saves.uploader.sync()
+            except OSError as error:
+                self._cannot_write(error)
         for name in self._objectives:
             if name and name not in flat:
                 self.session.warn_once(f"objective {name}", f"the objective {name!r} is not among the reported metrics")
@@ -271,7 +274,7 @@ class Reporter:
         except OSError as error:
             self._cannot_write(error)
             return False
-        return self._saves.make_way(why)
+        return self._saves.make_way(why, self._tally.values)
 
     def _tell_ranks(self, why: str | None, way: leaving.Way, leave: str | None) -> str:
         """Tell the other ranks what comes of this report, before the save, which may take all of them; its nonce."""
@@ -327,6 +330,8 @@ class Reporter:
             raise self._exit()
         self._asked_when = True
         start = time.monotonic()
+        with self.session.lock:
+            self._saves.make_room()
         made = saving.new_folder(self.env.scratch)
         try:
             yield made

@@ -112,8 +112,16 @@ class Session:
     @signalled.setter
     def signalled(self, asked: bool) -> None:
         if asked and self._signalled_at is None:
-            self._signalled_at = time.monotonic()
+            self._signalled_at = time.monotonic() - self._noticed_late()
             self.source = self.source or "SIGTERM"
+
+    def _noticed_late(self) -> float:
+        """Seconds since the notify file was made, which is before the signal; 0 if there is none."""
+        try:
+            made = os.stat(self.env.scratch / contract.NOTIFY_FILE).st_mtime
+        except OSError:
+            return 0.0
+        return min(max(time.time() - made, 0.0), self.env.grace)
 
     def asked(self, left: float, source: str) -> None:
         """Another rank was asked to go, and has so many seconds left: the earliest counts for all."""
