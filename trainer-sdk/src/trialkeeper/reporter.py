@@ -67,6 +67,7 @@ class Reporter:
         self._sent_at = time.monotonic()  # when the raw results were sent last, where they have to be
         if current.owner:
             current.before_end, current.last_words = self._save_at_end, self._store_last_words
+            current.needs = self._saves.needs
             current.refresh, current.at_fork = self._refresh, self._saves.uploader.forked
             if env.plain:
                 session.warn(

@@ -165,6 +165,10 @@ class Saves:
         self.uploader.hurry(left)
         return leaving.Preemption(self._session.source, left, self.way_out() != "finish")
 
+    def needs(self) -> float:
+        """Seconds that a fresh save takes until it is through, as saves went until now."""
+        return 2 * ((self.schedule.cost or 0.0) + 2 * (self.schedule.upload or 0.0))
+
     def way_out(self) -> leaving.Way:
         """How to use the last seconds; without a measurement, by saving."""
         by = self._session.leave_by()
