@@ -163,7 +163,7 @@ def test_a_machine_without_a_process_left_costs_the_save_and_not_the_training(
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     with monkeypatch.context() as patch:
-        patch.setattr(uploading.subprocess, "Popen", none)
+        patch.setattr(subprocess, "Popen", none)
         (answer,) = heard(uploader, 1)
         assert isinstance(answer, Failed)
         assert "no other can be started" in answer.text
