@@ -26,7 +26,6 @@ from trialkeeper.manifest import Progress, decode
 from trialkeeper.saving import new_folder
 from trialkeeper.store.opening import open_store
 from trialkeeper.upload import messages, process
-from trialkeeper.upload import uploader as uploading
 from trialkeeper.upload.messages import Answer, Committed, Dropped, Failed, Fenced, Refused, Save, Synced
 from trialkeeper.upload.process import Process
 from trialkeeper.upload.uploader import Uploader
