@@ -28,7 +28,7 @@ test-store: $(VENV)/dev ## The store's suites on a real MinIO (TRIALKEEPER_MINIO
 	TRIALKEEPER_TEST_STORES=minio $(BIN)/pytest tests/contract/test_store.py tests/store -q $(ARGS)
 
 test-frameworks: $(VENV)/bin/pip ## Real frameworks on the CPU, killed and resumed (the first time it installs 4.6 GB)
-	@python=$$($(FRAMEWORKS)) && PYTHONPATH=trainer-sdk/src:operator/src $$python -m pytest -n 2 tests/frameworks -q $(ARGS)
+	@python=$$($(FRAMEWORKS)) && PYTHONPATH=$(CURDIR)/trainer-sdk/src:$(CURDIR)/operator/src $$python -m pytest -n 2 tests/frameworks -q $(ARGS)
 
 test-cluster: $(VENV)/dev testbed ## A real cluster, brought up on this machine (Linux, root; the first time 25 minutes)
 	$(BIN)/pytest tests/cluster -q $(ARGS)

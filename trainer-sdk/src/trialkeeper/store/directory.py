@@ -65,8 +65,15 @@ class Lines:
         self._flush()
 
     def sync(self) -> None:
-        self._flush()
-        os.fsync(self._file)
+        if self._rest or self._file >= 0:
+            self._flush()
+            os.fsync(self._file)
+            return
+        descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)  # another process is in the middle of writing
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
     @property
     def remote(self) -> bool:
