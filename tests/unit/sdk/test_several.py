@@ -134,6 +134,22 @@ def test_whichever_rank_is_asked_to_go_all_leave_with_one_checkpoint(rank: int, 
     assert last_steps(ended) == {f"at {int(saved[-12:]) - 1}"}
 
 
+def test_a_launcher_may_ask_twice_while_the_last_state_is_saved(place: Place) -> None:
+    place.settings["checkpoint"] = {"frequency": 0}
+    ranks = Ranks(place, (2,))
+    slow = "def slow(folder):\n    time.sleep(1)\n    save(folder)\n" + STEPS.replace("=save", "=slow")
+    with ranks.running(slow) as processes:
+        until(processes, "at 5")
+        for _ in range(2):
+            for process in processes:
+                process.send_signal(signal.SIGTERM)
+            time.sleep(0.4)
+        ended = ranks.ended(processes)
+    assert codes(ended) == [143] * 2, words(ended)
+    assert ended[0].end == ("preempted", "")
+    assert len(place.manifests()) == 1
+
+
 def until(processes: list[subprocess.Popen[str]], line: str) -> None:
     """Read what each process prints, up to a line."""
     for process in processes:
