@@ -72,30 +72,64 @@ print("total", total.tolist(), file=log)
 """
 
 
+SHARDED = """
+import sys
+import torch, torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+import trialkeeper
+from trialkeeper.integrations import torch as state
+
+checkpoint = trialkeeper.get_checkpoint()
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(8, 12), torch.nn.Tanh(), torch.nn.Linear(12, 1))
+fully_shard(model)
+optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+done = 0
+if checkpoint:
+    done = state.load_sharded(checkpoint.path, model=model, optimizer=optimizer)["step"]
+
+def save(folder):
+    state.save_sharded(folder, model=model, optimizer=optimizer, step=step)
+
+for step in range(done + 1, done + 6):
+    loss = model(torch.ones(4, 8)).square().mean()  # the same on every rank, so that their number does not matter
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    trialkeeper.report({"loss": loss.item()}, checkpoint=save, resharding=True)
+if dist.get_rank() == 0:
+    print("began after", done, flush=True)
+dist.destroy_process_group()
+"""
+
+
 @dataclass
 class Trial:
-    """A trial on two pods; each of them is a torchrun."""
+    """A trial whose pods each run a torchrun."""
 
     root: Path
     how: str = "report"
     last: int = 100_000
     seed: int = 0
+    script: str = TRAINER
+    pods: int = PODS
     ranks: Ranks = field(init=False)
 
     def __post_init__(self) -> None:
         self.root.mkdir(exist_ok=True)
         place = Place(self.root, settings={"objectives": [{"metric": "loss"}], "checkpoint": {"intervalSeconds": 2}})
-        self.ranks = Ranks(place, (EACH,) * PODS)
-        (self.root / "train.py").write_text(TRAINER)
+        self.ranks = Ranks(place, (EACH,) * self.pods)
+        (self.root / "train.py").write_text(self.script)
 
     @contextmanager
     def running(self, attempt: int) -> Iterator[list[subprocess.Popen[bytes]]]:
         """The two launchers; all processes are gone afterwards."""
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        launch = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={PODS}", f"--nproc-per-node={EACH}"]
+        launch = [sys.executable, "-m", "torch.distributed.run", f"--nnodes={self.pods}", f"--nproc-per-node={EACH}"]
         launchers = []
-        for pod in range(PODS):
+        for pod in range(self.pods):
             env = self.ranks.env(attempt, pod * EACH) | {
                 "HOW": self.how,
                 "SEED": str(self.seed),
@@ -130,7 +164,7 @@ class Trial:
 
     def words(self, attempt: int) -> str:
         """What all processes have printed."""
-        return "".join((self.root / f"out-{attempt}-{pod}").read_text() for pod in range(PODS))
+        return "".join((self.root / f"out-{attempt}-{pod}").read_text() for pod in range(self.pods))
 
     def end(self, attempt: int) -> Message | None:
         log = Path(self.ranks.env(attempt, 0)["TRIALKEEPER_TERMINATION_LOG"])
@@ -236,3 +270,20 @@ def test_a_trial_that_is_asked_to_go_ends_as_one_that_nobody_asked(tmp_path: Pat
     results = hit.ranks.place.rows(2)
     assert [row["attempt"] for row in results] == [2] * len(results)
     assert json.loads((hit.ranks.place.store / "attempts" / "000002.json").read_text())["base"]
+
+
+@pytest.mark.timeout(600)
+def test_a_sharded_state_goes_on_in_another_number_of_processes(tmp_path: Path) -> None:
+    losses = []
+    for attempt, pods in enumerate((2, 1, 2), 1):
+        trial = Trial(tmp_path, script=SHARDED, pods=pods)
+        trial.ranks.place.settings["checkpoint"] = {"frequency": 5}
+        with trial.running(attempt) as launchers:
+            codes = [launcher.wait(timeout=STARTING) for launcher in launchers]
+        assert codes == [0] * pods, trial.words(attempt)
+        assert f"began after {5 * (attempt - 1)}" in trial.words(attempt)
+        losses += [row["loss"] for row in trial.ranks.place.rows(attempt)]
+    whole = Trial(tmp_path / "whole", script=SHARDED.replace("done + 6", "done + 16"), pods=1)
+    with whole.running(1) as launchers:
+        assert [launcher.wait(timeout=STARTING) for launcher in launchers] == [0], whole.words(1)
+    assert losses == pytest.approx([row["loss"] for row in whole.ranks.place.rows(1)], rel=1e-4)

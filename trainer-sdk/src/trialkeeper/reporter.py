@@ -176,8 +176,11 @@ class Reporter:
     ) -> None:
         if self._exit is not None:
             raise self._exit()
-        forced = bool(reported.get(FORCED)) if isinstance(reported, Mapping) else False
-        flat = flatten({k: v for k, v in reported.items() if k != FORCED} if FORCED in reported else reported)
+        forced = False
+        if isinstance(reported, Mapping):
+            forced = bool(reported.get(FORCED))
+            reported = {k: v for k, v in reported.items() if k != FORCED}
+        flat = flatten(reported)
         if source is not None and not isinstance(source, Checkpoint) and not callable(source):
             raise TypeError(f"checkpoint= takes a Checkpoint or a function save(folder), not {type(source).__name__}")
         if not self._begun:

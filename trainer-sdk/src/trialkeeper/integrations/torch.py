@@ -336,12 +336,14 @@ def _careful(folder: Path) -> tuple[Any, Any]:
     from torch.distributed.checkpoint import FileSystemReader
     from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 
+    # Read at once, since whatever is raised within DCP becomes a BaseException of its own.
+    metadata = _Metadata(io.BytesIO((folder / ".metadata").read_bytes())).load()
+    for place in metadata.storage_data.values():
+        if Path(place.relative_path).name != str(place.relative_path):
+            raise pickle.UnpicklingError(f"the checkpoint's metadata lead out of it, to {place.relative_path}")
+
     class Reader(FileSystemReader):  # type: ignore[misc, unused-ignore]
         def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
-            metadata = _Metadata(io.BytesIO((folder / ".metadata").read_bytes())).load()
-            for place in metadata.storage_data.values():
-                if Path(place.relative_path).name != str(place.relative_path):
-                    raise pickle.UnpicklingError(f"the checkpoint's metadata lead out of it, to {place.relative_path}")
             metadata.storage_meta = metadata.storage_meta or _storage_meta()
             metadata.storage_meta.load_id = self.load_id
             return metadata

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from trialkeeper.session import Session
 
 PATIENCE = 600.0  # seconds for ranks of other pods to fetch their part of a checkpoint
+ABSENCE = 60.0  # seconds after rank 0's start after which it is said that a rank has not come
 LATE = 20.0  # seconds after rank 0's start until which it waits at its end for ranks that are still starting
 PAUSE = 5.0  # seconds between two tries to tell other pods where rank 0 is
 
@@ -69,6 +70,12 @@ class Lead(Alone):
 
     def report(self, value: Any) -> None:
         self._leader.report(value)
+        if time.monotonic() - self._session.opened_at > ABSENCE and (absent := self._leader.absent()):
+            self._session.warn_once(
+                "absent",
+                f"rank {absent[0]} has not called trialkeeper yet, and nothing can be saved without it: every process "
+                "must make the same calls, with checkpoint=None if it has nothing to save",
+            )
 
     def vouched(self, name: str, ranks: frozenset[int]) -> bool:
         """:raises Unvouched: if not all of them have said so in time."""
