@@ -164,7 +164,8 @@ class DirectoryStore:
         else:
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
-                fsync_folder(path.parent)  # a manifest must not come back without its data
+                if key.startswith("manifests/"):
+                    fsync_folder(path.parent)  # it must not come back without its data
 
     def append(self, key: str) -> Lines:
         return Lines(self._path(key))
