@@ -26,7 +26,6 @@ from trialkeeper.manifest import Progress, decode
 from trialkeeper.saving import new_folder
 from trialkeeper.store.opening import open_store
 from trialkeeper.upload import messages, process
-from trialkeeper.upload import uploader as uploading
 from trialkeeper.upload.messages import Answer, Committed, Dropped, Failed, Fenced, Refused, Save, Synced
 from trialkeeper.upload.process import Process
 from trialkeeper.upload.uploader import Uploader
@@ -163,7 +162,7 @@ def test_a_machine_without_a_process_left_costs_the_save_and_not_the_training(
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     with monkeypatch.context() as patch:
-        patch.setattr(uploading.subprocess, "Popen", none)
+        patch.setattr(subprocess, "Popen", none)
         (answer,) = heard(uploader, 1)
         assert isinstance(answer, Failed)
         assert "no other can be started" in answer.text
@@ -195,7 +194,7 @@ def test_a_frozen_process_holds_nobody_up(uploader: Uploader, env: Environment) 
     start = time.monotonic()
     uploader.close(0.5)
     assert time.monotonic() - start < 10
-    assert not Path(f"/proc/{pid}").exists()
+    until(lambda: not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text())
     assert uploader.outstanding == {}
 
 

@@ -19,6 +19,7 @@ from trialkeeper.upload import messages
 from trialkeeper.upload.messages import Answer, Committed, Dropped, Failed, Fenced, Refused, Save
 
 DEATHS = 2  # of upload processes in a row, after which what they had in hand is given up
+REAP = 0.2  # seconds for a process that is over to be gone; one of the lowest priority may take longer
 EAR = 0.2  # seconds in which the process, if it is well, has read what it is told
 
 
@@ -211,4 +212,4 @@ class Uploader:
                 if pipe is not None:
                     pipe.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=1.0)
+            process.wait(timeout=REAP)
