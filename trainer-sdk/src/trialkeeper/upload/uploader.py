@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -211,5 +212,7 @@ class Uploader:
             with contextlib.suppress(OSError):
                 if pipe is not None:
                     pipe.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        try:
             process.wait(timeout=REAP)
+        except subprocess.TimeoutExpired:
+            process.returncode = -signal.SIGKILL  # it is dying, and nobody needs to see it
