@@ -115,9 +115,9 @@ def ask_to_go(hit: Hit, broken: dict[str, str]) -> None:
         broken[place.keys["TRIALKEEPER_PREFIX"]] = hit.fault
     (place.root / "t.py").write_text(PREAMBLE + WHERE + MOMENTS[hit.moment])
     env = place.env(2)
-    process = subprocess.Popen(
-        [sys.executable, "t.py"], cwd=place.root, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    err = place.root / "err"  # a file: the end of a pipe would be that of the upload process, too
+    with err.open("wb") as said:
+        process = subprocess.Popen([sys.executable, "t.py"], cwd=place.root, env=env, stdout=said, stderr=said)
     ready = Path(env["TRIALKEEPER_SCRATCH"]) / "ready"
     while not ready.exists() and process.poll() is None:
         time.sleep(0.02)
@@ -129,23 +129,25 @@ def ask_to_go(hit: Hit, broken: dict[str, str]) -> None:
     slack, start = SLACK * _empty(), time.monotonic()
     process.send_signal(signal.SIGTERM)
     try:
-        _, err = process.communicate(timeout=GRACE + slack)
+        process.wait(GRACE + slack)
     except subprocess.TimeoutExpired:
-        slack = max(slack, SLACK * _empty())
         process.send_signal(signal.SIGUSR1)
+        slack = max(slack, SLACK * _empty())
         with suppress(subprocess.TimeoutExpired):
             process.wait(max(start + GRACE + slack - time.monotonic(), 0.0))
         process.kill()
-        _, err = process.communicate()
+        process.wait()
     hit.late = time.monotonic() - start
     if hit.late > GRACE + slack:
-        hit.wrong.append(f"it has left after {hit.late:.1f} s of {GRACE} and {slack:.1f} for this machine")
+        hit.wrong.append(
+            f"it has left after {hit.late:.1f} s of {GRACE} and {slack:.1f} for this machine: {err.read_text()[-1500:]}"
+        )
     while alive(env["TRIALKEEPER_SCRATCH"]) and time.monotonic() < start + 2 * GRACE:
         time.sleep(0.05)
     if alive(env["TRIALKEEPER_SCRATCH"]):
         hit.wrong.append("its upload process stays")
     broken.pop(place.keys["TRIALKEEPER_PREFIX"], None)
-    _judge(hit, process.returncode, err.decode(), env)
+    _judge(hit, process.returncode, err.read_text(), env)
 
 
 def _judge(hit: Hit, code: int, err: str, env: dict[str, str]) -> None:
