@@ -1,10 +1,12 @@
 """An S3 server in this process: small, quick, ignorant of conditions unless told otherwise, and faulty on demand.
 
-A fault is asked for each request, by method, key and query, before or after it is carried out.
+A fault is asked for each request, by method, key and query, before or after it is carried out. It can also stand before
+another server, and pass on to that what it is asked.
 """
 
 from __future__ import annotations
 
+import http.client
 import socket
 import ssl
 import struct
@@ -30,6 +32,7 @@ class Fault:
     hang: bool = False
     carried_out: bool = False  # before it happens, so that an answer is lost
     bytes_before_reset: int | None = None  # of the body of an answer
+    wrong: bool = False  # an answer with a byte changed
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Request:
     query: Mapping[str, str]
     headers: Mapping[str, str]
     body: bytes
+    path: str = ""  # as it came
 
 
 @dataclass
@@ -55,6 +59,7 @@ class Fake:
     requests: list[Request] = field(default_factory=list)
     fault: Callable[[Request], Fault | None] = lambda _: None
     endpoint: str = ""
+    upstream: str = ""  # the endpoint of the server that this one stands before, if it does
     closing: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -67,6 +72,8 @@ class Fake:
 
     def answer(self, request: Request) -> tuple[int, dict[str, str], bytes]:
         """Carry out a request, as S3 would."""
+        if self.upstream:
+            return self._passed_on(request)
         with self.lock:
             if request.query.get("list-type") == "2":
                 return 200, {}, self._listing(request.query)
@@ -77,6 +84,23 @@ class Fake:
             if "uploadId" in request.query:
                 return self._multipart(request)
             return getattr(self, f"_{request.method.lower()}")(request)  # type: ignore[no-any-return]
+
+    def _passed_on(self, request: Request) -> tuple[int, dict[str, str], bytes]:
+        connection = http.client.HTTPConnection(urlsplit(self.upstream).netloc, timeout=60)
+        try:
+            connection.putrequest(request.method, request.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in request.headers.items():
+                if name not in ("connection", "transfer-encoding"):
+                    connection.putheader(name, value)
+            connection.endheaders(request.body)
+            answer = connection.getresponse()
+            body = answer.read()
+            found = {n.lower(): v for n, v in answer.getheaders()}
+        finally:
+            connection.close()
+        size = int(found.get("content-length", 0))
+        kept = {n: v for n, v in found.items() if n == "etag" or n.startswith("x-amz-")}
+        return answer.status, kept, body if request.method != "HEAD" else bytes(size)
 
     def _put(self, request: Request) -> tuple[int, dict[str, str], bytes]:
         if self.honest and request.headers.get("if-none-match") == "*" and request.key in self.objects:
@@ -168,6 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
             query,
             {name.lower(): value for name, value in self.headers.items()},
             self._body(dropped=self.fake.swallow and "partNumber" in query),
+            self.path,
         )
         with self.fake.lock:
             self.fake.requests.append(request)
@@ -203,6 +228,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._head_of(status, headers, len(body))
             self.wfile.write(body[: fault.bytes_before_reset])
             self._reset()
+        elif fault.wrong:
+            status, headers, body = self.fake.answer(request)
+            self._send(status, headers, body[:-1] + bytes([body[-1] ^ 1]) if body else body)
         elif fault.status:
             self._send(fault.status, dict(fault.headers), fault.body)
         else:
@@ -235,9 +263,9 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def fake_s3(*, honest: bool = False, tls: ssl.SSLContext | None = None) -> Iterator[Fake]:
+def fake_s3(*, honest: bool = False, tls: ssl.SSLContext | None = None, upstream: str = "") -> Iterator[Fake]:
     """A server on the loopback, until it is left."""
-    fake = Fake(honest=honest)
+    fake = Fake(honest=honest, upstream=upstream)
     server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"fake": fake}))
     if tls is not None:
         server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)

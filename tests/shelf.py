@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ class Shelf:
                 "TRIALKEEPER_SCRATCH": str(self.root.parent / "scratch"),
             }
         )
-        source = self.root.parent / f"saving-{attempt}-{iteration}"
+        source = self.root.parent / f"saving-{os.urandom(4).hex()}"
         for name, data in (files or {"w": f"{attempt}-{iteration}".encode()}).items():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes(data)

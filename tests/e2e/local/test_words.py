@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def test_the_commands_about_results_do_what_the_page_says(tmp_path: Path) -> Non
         done = subprocess.run(command, shell=True, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     assert len((tmp_path / "mine.csv").read_text().splitlines()) == 10 * 20 + 1
-    names = {"best", "twelve", "state", "model"}
+    names = {"best", "last", "state", "model"}
     assert all((tmp_path / name / "state.json").is_file() for name in names)
 
 
@@ -82,6 +83,8 @@ def test_every_experiment_in_the_words_is_a_good_one(page: Path) -> None:
         if document.get("kind", "Experiment") != "Experiment" or not {"kind", "spec"} & set(document):
             assert page.name in ("install.md", "results.md"), "other kinds, and the chart's values, belong there"
             continue
+        pod = document["spec"].get("template", {}).get("spec", {})
+        pod.setdefault("containers", experiment()["spec"]["template"]["spec"]["containers"])
         whole = document if "kind" in document else experiment(**document["spec"])
         assert problems(check_experiment(whole)) == []
 
@@ -90,3 +93,20 @@ def test_every_experiment_in_the_words_is_a_good_one(page: Path) -> None:
 def test_every_link_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_the_page_on_saving_has_trainers_that_save(tmp_path: Path) -> None:
+    inline, trainer, flush = (textwrap.dedent(b) for b in blocks((ROOT / "docs/saving.md").read_text(), "python"))
+    (tmp_path / "train.py").write_text(trainer + "loss, save = 0.5, None\n" + inline + flush)
+    env = {k: v for k, v in os.environ.items() if not k.startswith("TRIALKEEPER_")} | {"TRIALKEEPER_RESUME": "1"}
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "train.py"],
+            cwd=tmp_path,
+            env=env | {"TRIALKEEPER_RESUME": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "are not in the store" not in done.stdout
+    assert [*(tmp_path / "trialkeeper-store").rglob("manifests/a000001-*.json")]

@@ -83,6 +83,10 @@ class Checkpoint:
             codec.write(data, folder)
         return made
 
+    def moves(self, scratch: Path) -> bool:
+        """Whether the files are moved when they are reported, else copied."""
+        return self.ours if self.ours is not None else self.path.is_relative_to(scratch.resolve())
+
     def hand_over(self, folder: Path, scratch: Path) -> None:
         """Move or copy the files into `folder`, which does not exist yet.
 
@@ -92,7 +96,7 @@ class Checkpoint:
 
         if not self.path.is_dir():
             raise ValueError("this Checkpoint has been reported already, or its folder is gone: make a new one")
-        if self.ours or (self.ours is None and self.path.is_relative_to(scratch.resolve())):
+        if self.moves(scratch):
             shutil.move(self.path, folder)
         else:
             shutil.copytree(self.path, folder, symlinks=True)

@@ -38,6 +38,8 @@ ENV_REPORT = "TRIALKEEPER_REPORT"  # where live values go: file:///path of a fil
 ENV_REPORT_CA = "TRIALKEEPER_REPORT_CA"  # PEM: whom to trust for the report service's certificate
 ENV_TOKEN_FILE = "TRIALKEEPER_TOKEN_FILE"  # the pod's token for the report service; the kubelet renews it in place
 ENV_GRACE_SECONDS = "TRIALKEEPER_GRACE_SECONDS"  # from SIGTERM to SIGKILL
+ENV_SPOT_NOTICE = "TRIALKEEPER_SPOT_NOTICE"  # set by people: aws, gcp or azure, whose spot notices are asked for
+ENV_SPOT_NOTICE_URL = "TRIALKEEPER_SPOT_NOTICE_URL"  # instead of the cloud's own address
 ENV_MTBF_SECONDS = "TRIALKEEPER_MTBF_SECONDS"  # mean time between disruptions of a pod, as observed
 ENV_HOLD = "TRIALKEEPER_HOLD"  # the drill: iterations, one for each attempt, at which report() waits for the kill
 ENV_RESUME = "TRIALKEEPER_RESUME"  # 1: a plain run resumes from its folder
@@ -85,6 +87,7 @@ REASON_EXCEPTION = "Exception"
 REASON_INTERRUPTED = "Interrupted"
 REASON_STALE_ATTEMPT = "StaleAttempt"
 REASON_WORLD_SIZE = "WorldSizeChanged"
+REASON_RANK = "RankDied"
 
 MESSAGE_LIMIT = 3072  # bytes; the kubelet cuts a termination message at 4,096
 KEY_LIMIT = 256  # characters

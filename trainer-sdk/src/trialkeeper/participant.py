@@ -142,7 +142,7 @@ class Participant:
         if source is None:
             self._rank_zero.part(nonce, shards.EMPTY)
             return
-        self._saves.make_way("final")
+        self._saves.make_way("final", {})
         head = Head(Progress(asked["iteration"], None, 0.0, {}, ()), {}, time.time())
         try:
             sent = self._saves.hand_over(
@@ -163,6 +163,8 @@ class Participant:
         if self._exit is not None:
             raise self._exit()
         start = time.monotonic()
+        with self.session.lock:
+            self._saves.make_room()
         made = saving.new_folder(self.env.scratch)
         try:
             yield made

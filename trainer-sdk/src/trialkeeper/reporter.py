@@ -67,6 +67,7 @@ class Reporter:
         self._sent_at = time.monotonic()  # when the raw results were sent last, where they have to be
         if current.owner:
             current.before_end, current.last_words = self._save_at_end, self._store_last_words
+            current.needs = self._saves.needs
             current.refresh, current.at_fork = self._refresh, self._saves.uploader.forked
             if env.plain:
                 session.warn(
@@ -175,8 +176,11 @@ class Reporter:
     ) -> None:
         if self._exit is not None:
             raise self._exit()
-        forced = bool(reported.get(FORCED)) if isinstance(reported, Mapping) else False
-        flat = flatten({k: v for k, v in reported.items() if k != FORCED} if forced else reported)
+        forced = False
+        if isinstance(reported, Mapping):
+            forced = bool(reported.get(FORCED))
+            reported = {k: v for k, v in reported.items() if k != FORCED}
+        flat = flatten(reported)
         if source is not None and not isinstance(source, Checkpoint) and not callable(source):
             raise TypeError(f"checkpoint= takes a Checkpoint or a function save(folder), not {type(source).__name__}")
         if not self._begun:
@@ -229,7 +233,10 @@ class Reporter:
             self._cannot_write(error)
         if self._results.remote and self._claimed and time.monotonic() - self._sent_at >= segments.INTERVAL:
             self._sent_at = time.monotonic()
-            self._saves.uploader.sync()
+            try:
+                self._saves.uploader.sync()
+            except OSError as error:
+                self._cannot_write(error)
         for name in self._objectives:
             if name and name not in flat:
                 self.session.warn_once(f"objective {name}", f"the objective {name!r} is not among the reported metrics")
@@ -271,7 +278,7 @@ class Reporter:
         except OSError as error:
             self._cannot_write(error)
             return False
-        return self._saves.make_way(why)
+        return self._saves.make_way(why, self._tally.values)
 
     def _tell_ranks(self, why: str | None, way: leaving.Way, leave: str | None) -> str:
         """Tell the other ranks what comes of this report, before the save, which may take all of them; its nonce."""
@@ -327,6 +334,8 @@ class Reporter:
             raise self._exit()
         self._asked_when = True
         start = time.monotonic()
+        with self.session.lock:
+            self._saves.make_room()
         made = saving.new_folder(self.env.scratch)
         try:
             yield made

@@ -165,6 +165,10 @@ class Saves:
         self.uploader.hurry(left)
         return leaving.Preemption(self._session.source, left, self.way_out() != "finish")
 
+    def needs(self) -> float:
+        """Seconds that a fresh save takes until it is through, as saves went until now."""
+        return 2 * ((self.schedule.cost or 0.0) + 2 * (self.schedule.upload or 0.0))
+
     def way_out(self) -> leaving.Way:
         """How to use the last seconds; without a measurement, by saving."""
         by = self._session.leave_by()
@@ -223,7 +227,8 @@ class Saves:
             raise saving.NotStaged(*error.args) from error
         self._sent[number] = _Sent(iteration, end)
         self.schedule.handed(iteration)
-        if self._is_best(head.metrics):
+        if self._beats(head.metrics):
+            self._best = retention.score(head.metrics, self.keep)
             self._best_saves.add(number)
         return True
 
@@ -235,7 +240,7 @@ class Saves:
             progress=head.progress.to_json(),
             metrics=dict(head.metrics),
             reported=head.reported,
-            instead=self._replaceable(),
+            instead=self._replaceable(head.metrics),
             claim=self.claim,
             keep=asdict(self.keep),
             base=self.base,
@@ -243,21 +248,23 @@ class Saves:
             resharding=resharding,
         )
 
-    def _is_best(self, metrics: Mapping[str, Any]) -> bool:
-        score = retention.score(metrics, self.keep)
-        if score is None or (self._best is not None and score <= self._best):
-            return False
-        self._best = score
-        return True
+    def _beats(self, metrics: Mapping[str, Any]) -> bool:
+        """Whether these are better than those of all saves before."""
+        score = retention.score(metrics, self.keep) if self.keep.score_attribute is not None else None
+        return score is not None and (self._best is None or score > self._best)
 
-    def _replaceable(self) -> int:
-        """The number of the waiting save that a newer one may take the place of, 0 if there is none."""
-        if len(self.uploader.outstanding) < ON_ITS_WAY or self.on_busy == "Wait":
+    def _replaceable(self, metrics: Mapping[str, Any]) -> int:
+        """The number of the waiting save that one with these metrics may take the place of, 0 if there is none.
+
+        The best so far is not to be replaced by a worse one.
+        """
+        if len(self.uploader.outstanding) != ON_ITS_WAY or self.on_busy == "Wait":
             return 0
         if self._env.world > 1:
             return 0  # the others may have begun to send their parts of it
         number, waiting = [*self.uploader.outstanding.items()][-1]
-        return number if waiting.why in REPLACEABLE and number not in self._best_saves else 0
+        replaceable = waiting.why in REPLACEABLE and (number not in self._best_saves or self._beats(metrics))
+        return number if replaceable else 0
 
     @property
     def on_busy(self) -> str:
@@ -265,15 +272,17 @@ class Saves:
         asked = self.schedule.policy.on_busy
         return "Skip" if self._env.world > 1 and asked == "Latest" else asked
 
-    def make_way(self, why: str) -> bool:
-        """See to it that there is room for one more on its way; False if this one is to be skipped."""
+    def make_way(self, why: str, metrics: Mapping[str, Any]) -> bool:
+        """See to it that there is room for one more on its way, with these metrics; False if it is to be skipped."""
         if not self.busy():
             return True
-        stuck = self.uploader.failing is not None
+        # What was to be replaced is told at once, or the process is not well.
+        answers = self.wait(lambda: len(self.uploader.outstanding) <= ON_ITS_WAY, by=time.monotonic() + LISTEN)
+        stuck = self.uploader.failing is not None or not answers
         if self.on_busy == "Skip" and why in REPLACEABLE:
             self.counts.skipped += 1
             return False
-        if (self.on_busy == "Latest" or stuck) and self._replaceable():
+        if (self.on_busy == "Latest" or stuck) and self._replaceable(metrics):
             return True
         if stuck and why in REPLACEABLE:
             self.counts.skipped += 1
@@ -283,8 +292,8 @@ class Saves:
 
     def _staged(self, source: Checkpoint | Save, *, part: bool) -> saving.Staged:
         """The trainer's files in a folder of ours; if scratch is full, once more when what is on its way is gone."""
-        if self.uploader.outstanding and self._size and not saving.room(self._env.scratch, self._size):
-            self._wait_for_room()
+        if callable(source) or not source.moves(self._env.scratch):
+            self.make_room()
         try:
             return saving.staged(source, self._env.scratch, part=part)
         except OSError as error:
@@ -292,6 +301,11 @@ class Saves:
                 raise
             self._wait_for_room()
             return saving.staged(source, self._env.scratch, part=part)
+
+    def make_room(self) -> None:
+        """Before a save is written: see to it that the scratch folder can take one as large as the largest so far."""
+        if self._size and not saving.room(self._env.scratch, self._size, self._env.scratch_bytes):
+            self._wait_for_room()
 
     def _wait_for_room(self) -> None:
         wanted = f"{(3 * self._size >> 20) + 1} MiB" if self._size else "three times the size of a save"

@@ -111,13 +111,24 @@ def check(folder: Path, *, part: bool = False) -> int:
     return size
 
 
-def room(scratch: Path, wanted: int) -> bool:
-    """Whether the scratch folder's disk has so many bytes left."""
+def room(scratch: Path, wanted: int, limit: int = 0) -> bool:
+    """Whether the scratch folder's disk has so many bytes left, and the folder if at most `limit` may lie in it."""
     try:
         found = os.statvfs(scratch)
     except OSError:
         return True
-    return found.f_bavail * found.f_frsize >= wanted
+    return found.f_bavail * found.f_frsize >= wanted and (not limit or _used(scratch) + wanted <= limit)
+
+
+def _used(folder: Path) -> int:
+    """Bytes of the disk below a folder, as the kubelet counts them; a file with two names once."""
+    blocks: dict[tuple[int, int], int] = {}
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                found = os.lstat(os.path.join(parent, name))
+                blocks[found.st_dev, found.st_ino] = found.st_blocks
+    return 512 * sum(blocks.values())
 
 
 def remove(folder: Path) -> None:

@@ -94,6 +94,7 @@ class Session:
         self.failure: tuple[type[BaseException], BaseException, TracebackType | None] | None = None
         self.message = Message(attempt=env.attempt, podUid=env.pod_uid, started=time.time(), time=time.time())
         self.refresh: Callable[[], None] | None = None  # has what is on its way finished, and `message` up to date
+        self.needs: Callable[[], float] = lambda: 0.0  # seconds that a fresh save takes to be through
         self.at_fork: Callable[[], None] | None = None
         self.before_end: Callable[[], str] | None = None  # what reporting wants done, and said, at a complete end
         self.last_words: Callable[[Message], None] | None = None  # what reporting does with the final message
@@ -112,8 +113,16 @@ class Session:
     @signalled.setter
     def signalled(self, asked: bool) -> None:
         if asked and self._signalled_at is None:
-            self._signalled_at = time.monotonic()
+            self._signalled_at = time.monotonic() - self._noticed_late()
             self.source = self.source or "SIGTERM"
+
+    def _noticed_late(self) -> float:
+        """Seconds since the notify file was made, which is before the signal; 0 if there is none."""
+        try:
+            made = os.stat(self.env.scratch / contract.NOTIFY_FILE).st_mtime
+        except OSError:
+            return 0.0
+        return min(max(time.time() - made, 0.0), self.env.grace)
 
     def asked(self, left: float, source: str) -> None:
         """Another rank was asked to go, and has so many seconds left: the earliest counts for all."""
@@ -153,6 +162,18 @@ class Session:
         atexit.register(self._at_exit if self.owner else self._at_followers_exit)
         self._watch_for_exceptions()
         signals.listen(self)
+        self._listen_to_the_cloud()
+
+    def _listen_to_the_cloud(self) -> None:
+        name = os.environ.get(contract.ENV_SPOT_NOTICE, "")
+        if not name:
+            return
+        from trialkeeper import notices
+
+        cloud = notices.CLOUDS.get(name)
+        if cloud is None:
+            raise ValueError(f"{contract.ENV_SPOT_NOTICE} is {name[:40]!r}: it is one of {', '.join(notices.CLOUDS)}")
+        notices.listen(self, cloud._replace(address=os.environ.get(contract.ENV_SPOT_NOTICE_URL) or cloud.address))
 
     def _meet(self) -> None:
         """Come together with the other ranks."""

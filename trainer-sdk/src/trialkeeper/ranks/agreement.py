@@ -128,6 +128,11 @@ class Leader:
                     return {r: notes[r] for r in wanted if r in notes}
                 self._noted.wait(min(left, 0.2))
 
+    def absent(self) -> list[int]:
+        """The ranks that have never come."""
+        with self._lock:
+            return [rank for rank in range(1, self._world) if rank not in self._came]
+
     def await_all(self, by: float) -> None:
         """Wait until every rank has come, and so has heard all, or a moment (monotonic)."""
         with self._lock:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from trialkeeper.session import Session
 
 PATIENCE = 600.0  # seconds for ranks of other pods to fetch their part of a checkpoint
+ABSENCE = 60.0  # seconds after rank 0's start after which it is said that a rank has not come
 LATE = 20.0  # seconds after rank 0's start until which it waits at its end for ranks that are still starting
 PAUSE = 5.0  # seconds between two tries to tell other pods where rank 0 is
 
@@ -32,13 +33,14 @@ class Lead(Alone):
         env = current.env
         self._session, self._env = current, env
         self._leader = Leader(env.world)
+        self._parted: set[int] = set()  # ranks that have said that they go
         self._server = Server(
             self._leader,
             attempt=env.attempt,
             world=env.world,
             local=env.one_pod,
             heard=self._heard,
-            left=lambda rank: shards.mark_gone(env, rank),
+            left=self._left,
         )
         hosts = ("127.0.0.1",) if env.one_pod else hosts_of_this_machine((env.master,))
         self._address = Address(hosts, self._server.port, self._server.token)
@@ -69,6 +71,12 @@ class Lead(Alone):
 
     def report(self, value: Any) -> None:
         self._leader.report(value)
+        if time.monotonic() - self._session.opened_at > ABSENCE and (absent := self._leader.absent()):
+            self._session.warn_once(
+                "absent",
+                f"rank {absent[0]} has not called trialkeeper yet, and nothing can be saved without it: every process "
+                "must make the same calls, with checkpoint=None if it has nothing to save",
+            )
 
     def vouched(self, name: str, ranks: frozenset[int]) -> bool:
         """:raises Unvouched: if not all of them have said so in time."""
@@ -104,6 +112,14 @@ class Lead(Alone):
     def forked(self) -> None:
         self._server.abandon()
 
+    def _left(self, rank: int) -> None:
+        """In the server's thread: a rank is gone. If without a word, that is what a launcher ends all others for."""
+        shards.mark_gone(self._env, rank)
+        if rank in self._parted or self._session.signalled or self._ended.is_set() or not self._env.one_pod:
+            return
+        text = "it died without a word: killed, perhaps for lack of memory, or crashed in native code"
+        self._session.failed_rank = (rank, contract.END_ERROR, contract.REASON_RANK, text)
+
     def _heard(self, rank: int, word: dict[str, Any]) -> None:
         """In the server's thread, what a rank tells that is not for the leader alone.
 
@@ -118,6 +134,8 @@ class Lead(Alone):
             self._leader.hurry()
         elif what == "part":
             shards.mark(self._env, rank, str(word["nonce"]), str(word["is"]))
+        elif what == "gone":
+            self._parted.add(rank)
         elif what == "failure":
             end, reason, text = (str(part)[: contract.ERROR_LIMIT] for part in word["value"])
             if end in contract.ENDS:

@@ -65,8 +65,15 @@ class Lines:
         self._flush()
 
     def sync(self) -> None:
-        self._flush()
-        os.fsync(self._file)
+        if self._rest or self._file >= 0:
+            self._flush()
+            os.fsync(self._file)
+            return
+        descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)  # another process is in the middle of writing
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
     @property
     def remote(self) -> bool:
@@ -157,7 +164,8 @@ class DirectoryStore:
         else:
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
-                fsync_folder(path.parent)  # a manifest must not come back without its data
+                if key.startswith("manifests/"):
+                    fsync_folder(path.parent)  # it must not come back without its data
 
     def append(self, key: str) -> Lines:
         return Lines(self._path(key))

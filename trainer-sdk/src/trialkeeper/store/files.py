@@ -51,9 +51,14 @@ def inventory(folder: Path) -> list[File]:
     """Every file below a folder, in order of their paths.
 
     :raises ValueError: if it is empty, or has something in it that is neither a file nor a folder.
+    :raises OSError: if it is not there, or something in it cannot be read.
     """
+
+    def unreadable(error: OSError) -> None:
+        raise error
+
     found = []
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=unreadable):
         for name in [*names, *(f for f in folders if (Path(parent) / f).is_symlink())]:
             local = Path(parent) / name
             relative = local.relative_to(folder).as_posix()

@@ -45,6 +45,7 @@ TRIES = 4
 PAUSE_LIMIT = 5.0  # seconds between two tries, whatever Retry-After says: MinIO says 60
 SILENT = 30.0  # seconds for which a store that did not answer gets one short try for each request
 SHORT = 2.0  # seconds of that try
+LOOK = 0.1  # seconds between two looks, in a pause, whether this process must leave
 PIECE = 1 << 20  # bytes of a body sent at once, since a timeout bounds the sending of a piece as a whole
 WORKERS = 4  # connections at once
 
@@ -275,13 +276,21 @@ class Wire:
                 if answer.status not in _AGAIN and answer.status != 409:
                     raise failure
                 pause = min(max(pause, retry_after(answer.headers.get("Retry-After"))), 4 * pause, PAUSE_LIMIT)
-            if short or tries == TRIES or time.monotonic() + pause >= end:
+            if short or tries == TRIES or time.monotonic() + pause >= end or not self._paused(pause):
                 break
-            time.sleep(pause)
         if isinstance(failure, Unreachable) and not short:
             # A short try proves nothing against a store that is only slow: when its time is over, a long one comes.
             self._silent_until = time.monotonic() + SILENT
         raise failure
+
+    def _paused(self, seconds: float) -> bool:
+        """Wait; False if this process must leave meanwhile, which may be said at any moment."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if self.out_of_time():
+                return False
+            time.sleep(min(left, LOOK))
+        return True
 
     def _refusal(self, status: int, code: str) -> OSError:
         hint = _HINTS.get(code, "")

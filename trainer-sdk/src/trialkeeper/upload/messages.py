@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -142,6 +143,33 @@ def unpacked(line: bytes) -> Environment:
     paths = {f.name for f in fields(Environment) if "Path" in str(f.type)}
     values = {k: Path(v["path"]) if k in paths and v is not None else v for k, v in values.items()}
     return Environment(**{**values, "base": tuple(values["base"])})
+
+
+class Words:
+    """Lines into a pipe whose other end may not read: what does not fit waits, and goes before what comes later."""
+
+    def __init__(self, descriptor: int) -> None:
+        os.set_blocking(descriptor, False)
+        self._descriptor = descriptor
+        self._unsaid = bytearray()
+
+    def say(self, line: bytes, timeout: float) -> bool:
+        """Whether this line and all before it have gone, after so many seconds at the latest.
+
+        :raises BrokenPipeError: if nobody is there any more.
+        """
+        self._unsaid += line
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLOUT)
+        end = time.monotonic() + timeout
+        while self._unsaid:
+            try:
+                del self._unsaid[: os.write(self._descriptor, self._unsaid[:MOUTHFUL])]
+            except BlockingIOError:
+                left = end - time.monotonic()
+                if left <= 0 or not poll.poll(left * 1000):
+                    return False
+        return True
 
 
 class Lines:

@@ -31,6 +31,7 @@ from trialkeeper.upload.messages import Committed, Dropped, Failed, Fenced, Refu
 
 PAUSE, PAUSE_LIMIT = 2.0, 60.0  # seconds after a save that failed, doubled each time, and at most
 MARGIN = 0.5  # seconds of the grace that are left to the trainer's own end
+WATCH = 1.0  # seconds between two looks whether the trainer lives, if nothing is heard of it
 
 
 class Process:
@@ -258,7 +259,8 @@ class Process:
 
 
 def main() -> None:
-    """Serve the trainer at the other end of standard input and output."""
+    """Serve the trainer at the other end of standard input and output; its process id is the argument."""
+    trainer = int(sys.argv[1])
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):
@@ -285,9 +287,11 @@ def main() -> None:
     def listen() -> None:
         for line in first[1:]:
             process.take(messages.asked(line))
-        while not lines.ended:
-            for line in lines.read():
-                process.take(messages.asked(line))
+        # A child that the trainer has forked in a moment of its own may hold the pipe open.
+        while not lines.ended and os.getppid() == trainer:
+            if lines.wait(WATCH):
+                for line in lines.read():
+                    process.take(messages.asked(line))
         process.finish()
         by = process.leave_by
         time.sleep(max(by - time.monotonic(), 0.0) if by is not None else 0.0)

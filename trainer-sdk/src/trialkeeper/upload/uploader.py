@@ -19,6 +19,7 @@ from trialkeeper.upload import messages
 from trialkeeper.upload.messages import Answer, Committed, Dropped, Failed, Fenced, Refused, Save
 
 DEATHS = 2  # of upload processes in a row, after which what they had in hand is given up
+EAR = 0.2  # seconds in which the process, if it is well, has read what it is told
 
 
 class Uploader:
@@ -31,6 +32,7 @@ class Uploader:
         self._env, self._news = env, news
         self._process: subprocess.Popen[bytes] | None = None
         self._lines: messages.Lines | None = None
+        self._words: messages.Words | None = None
         self._number = 0
         self._deaths = 0
         self._hurried = False
@@ -45,6 +47,8 @@ class Uploader:
         """
         self._number += 1
         asked = Save(number=self._number, **described)
+        if self._process is None:
+            self._start()
         self._ask(messages.written(asked))
         if not self.outstanding:
             self.begun_at = time.monotonic()
@@ -52,7 +56,12 @@ class Uploader:
         return self._number
 
     def sync(self) -> None:
-        """Have the raw results sent."""
+        """Have the raw results sent.
+
+        :raises OSError: if the process cannot be started.
+        """
+        if self._process is None:
+            self._start()
         self._ask(b'{"is":"sync"}\n')
 
     def retry(self) -> None:
@@ -75,6 +84,7 @@ class Uploader:
         return answers
 
     def _heard(self, timeout: float) -> list[Answer]:
+        self._ask(b"")
         if self._lines is None or not self._lines.wait(timeout):
             return []
         answers = [messages.answer(line) for line in self._lines.read()]
@@ -101,16 +111,22 @@ class Uploader:
         if not self.outstanding:
             return []
         self._deaths += 1
+        text = "the upload process dies, again and again: has this pod enough memory?"
         if self._deaths <= DEATHS:
-            for asked in [*self.outstanding.values()]:
-                self._ask(messages.written(replace(asked, again=True)))
-            return []
+            try:
+                self._start()
+            except OSError as error:
+                text = f"the upload process has died, and no other can be started: {error}"
+            else:
+                for asked in self.outstanding.values():
+                    self._ask(messages.written(replace(asked, again=True)))
+                return []
         self._deaths = 0
-        given_up: list[Answer] = [
-            Failed(number, "failed", "the upload process dies, again and again: has this pod enough memory?", False)
-            for number in self.outstanding
-        ]
+        given_up: list[Answer] = [Failed(number, "failed", text, False) for number in self.outstanding]
+        for asked in self.outstanding.values():
+            remove(Path(asked.folder))
         self.outstanding.clear()
+        self.failing = None
         return given_up
 
     def give_up(self) -> None:
@@ -121,18 +137,16 @@ class Uploader:
         for save in self.outstanding.values():
             remove(Path(save.folder))
         self.outstanding.clear()
-        self._hurried, self.failing = False, None
+        self.failing = None
 
     def close(self, seconds: float) -> list[Answer]:
         """Let the process send the results and go; end it after so many seconds. What it still had to say."""
         if self._process is None or self._process.stdin is None:
             return []
-        self._ask(b'{"is":"sync"}\n')
-        if self._process is None:
-            return []
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()
         end, answers = time.monotonic() + seconds, list[Answer]()
+        self._ask(b'{"is":"sync"}\n')
+        self._process.stdin.close()
+        self._words = None
         while self._lines is not None and not self._lines.ended and (left := end - time.monotonic()) > 0:
             answers += self._heard(left)
         self.give_up()
@@ -143,42 +157,37 @@ class Uploader:
         if self._process is not None:
             for pipe in (self._process.stdin, self._process.stdout):
                 if pipe is not None:
-                    os.close(pipe.fileno())
+                    pipe.close()
             self._process.returncode = 0  # not this process's child
-            self._process = None
+            self._process = self._words = self._lines = None
 
     # The process.
 
     def _ask(self, line: bytes) -> None:
-        try:
-            if self._process is None:
-                self._start()
-            assert self._process is not None
-            assert self._process.stdin is not None
-            self._process.stdin.write(line)
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has died, which is heard as the end of its answers
-        except ValueError:
-            pass  # closed already
+        if self._words is not None:
+            with contextlib.suppress(BrokenPipeError):  # it has died, which is heard as the end of its answers
+                self._words.say(line, EAR if line else 0.0)
 
     def _start(self) -> None:
         """Start the process with this one's import path, and without what `site` would do once more.
 
         :raises OSError: if the system has no process left.
         """
-        path = os.pathsep.join(p or os.getcwd() for p in sys.path)
+        own = Path(__file__).parents[2]  # an editable install may be known to an import hook only
+        path = os.pathsep.join([*(os.fspath(p) or os.getcwd() for p in sys.path), os.fspath(own)])
         self._process = subprocess.Popen(
-            [sys.executable, "-S", "-m", "trialkeeper.upload"],
+            [sys.executable, "-S", "-m", "trialkeeper.upload", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            bufsize=0,
             env={**os.environ, "PYTHONPATH": path},
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         os.set_blocking(self._process.stdout.fileno(), False)
         self._lines = messages.Lines(self._process.stdout.fileno())
-        self._process.stdin.write(messages.packed(self._env))
+        self._words = messages.Words(self._process.stdin.fileno())
+        self._ask(messages.packed(self._env))
         self._listen(self._process, self._lines)
 
     def _listen(self, process: subprocess.Popen[bytes], lines: messages.Lines) -> None:
@@ -193,7 +202,8 @@ class Uploader:
             threading.Thread(target=wait, name="trialkeeper-uploads", daemon=True).start()
 
     def _let_go(self) -> None:
-        process, self._process, self._lines = self._process, None, None
+        process, self._process, self._lines, self._words = self._process, None, None, None
+        self._hurried = False
         if process is None:
             return
         for pipe in (process.stdin, process.stdout):
