@@ -214,6 +214,7 @@ class Known:
     committed: dict[str, Committed] = field(default_factory=dict)  # by manifest key
     attempts: dict[int, dict[str, Any]] = field(default_factory=dict)
     let_go: int = 0  # prefixes whose pins have been taken back
+    settled: bool = False  # whether what was there before this attempt is cleared away
 
 
 def prune(
@@ -244,6 +245,8 @@ def _prune(
     known: Known,
     deleted: list[str],
 ) -> str:
+    if known.settled and policy.num_to_keep is None:
+        return ""  # what a zombie leaves from now on is the next attempt's to clear away
     attempts = known.attempts = history.records(store, known.attempts)
     if max(attempts, default=0) > env.attempt:
         raise Overtaken("a later attempt has begun")
@@ -252,7 +255,9 @@ def _prune(
     let_go(store, env, len(visible), known)
     leaving = doomed(store)
     places = {place for key in listed if (place := contract.parse_manifest_key(key)) is not None}
+    settled = sum(attempt == env.attempt for attempt, _ in visible) >= NEWEST_KEPT
     if policy.num_to_keep is None and not leaving and places <= set(visible):
+        known.settled = settled
         return ""
     committed = read_all(store, listed, known.committed)
     began = contract.parse_manifest_key(base) if base else None
@@ -261,6 +266,7 @@ def _prune(
     for key in delete(store, committed, going, leaving, newest=env.attempt):
         known.committed.pop(key, None)
         deleted.append(key)
+    known.settled = settled
     return _unscored((found for found in committed if found.place in set(visible)), policy)
 
 

@@ -304,7 +304,8 @@ class Saves:
         try:
             return saving.staged(source, self._env.scratch, part=part)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self.uploader.outstanding:
+            moved = isinstance(source, Checkpoint) and not source.path.is_dir()
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self.uploader.outstanding or moved:
                 raise
             self._wait_for_room()
             return saving.staged(source, self._env.scratch, part=part)

@@ -69,6 +69,8 @@ class Lines:
             self._flush()
             os.fsync(self._file)
             return
+        if not self._path.exists():
+            return
         descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)  # another process is in the middle of writing
         try:
             os.fsync(descriptor)
@@ -164,7 +166,8 @@ class DirectoryStore:
         else:
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
-                fsync_folder(path.parent)  # a manifest must not come back without its data
+                if key.startswith("manifests/"):
+                    fsync_folder(path.parent)  # it must not come back without its data
 
     def append(self, key: str) -> Lines:
         return Lines(self._path(key))
