@@ -160,3 +160,17 @@ def test_a_notice_that_is_old_shortens_the_grace(place: Place) -> None:
     )
     assert left.out == "True SIGTERM\n"
     assert left.end == ("preempted", "")
+
+
+def test_a_folder_whose_report_is_refused_leaves_nothing_on_scratch(place: Place) -> None:
+    left = place.run(
+        """
+for metrics in ({'loss': 'high'}, {'step': 1}):
+    try:
+        with trialkeeper.checkpoint_dir(metrics) as folder:
+            (folder / 'w').write_text('1')
+    except (TypeError, ValueError):
+        print(folder.exists())
+"""
+    )
+    assert left.out.split() == ["False", "False"]

@@ -191,6 +191,26 @@ def test_flush_says_what_is_there_and_what_is_not(tmp_path: Path) -> None:
     assert (bool(found), found.committed, found.pending) == (True, 2, ())
 
 
+def test_flush_says_what_was_given_up_until_a_newer_one_is_there(tmp_path: Path) -> None:
+    trainer = Trainer(tmp_path, "Latest")
+    trainer.save()
+    trainer.process.answers.append(Failed(1, "failed", "the upload process dies", again=False))
+    found = trainer.saves.flush()
+    assert (bool(found), found.committed, found.pending, found.error) == (False, 0, (1,), "the upload process dies")
+    trainer.save()
+    trainer.process.commit()
+    found = trainer.saves.flush()
+    assert (bool(found), found.committed, found.pending, found.error) == (True, 2, (), "")
+
+
+def test_a_file_that_the_trainer_has_by_another_name_is_copied(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("now")
+    staged = saving.staged(lambda folder: os.link(mine, folder / "w"), tmp_path / "scratch")
+    mine.write_text("later")
+    assert [(p.name, p.read_text()) for p in staged.folder.iterdir()] == [("w", "now")]
+
+
 def test_a_wait_ends_when_the_pod_must_go(tmp_path: Path) -> None:
     trainer = filled(tmp_path, "Wait")
     trainer.session.asked(0.2, "rank 0")

@@ -292,6 +292,19 @@ def test_a_path_object_and_an_empty_name_among_the_import_paths_do_no_harm(place
     assert (left.end, left.err) == (("complete", ""), "")
 
 
+@pytest.mark.parametrize(
+    "change", ["sys.path += [None, b'/nowhere']", "open('json.py', 'w').write('raise SystemExit(1)')"]
+)
+def test_odd_import_paths_and_files_called_like_modules_do_no_harm(change: str, place: Place) -> None:
+    """Python looks for a module that is run by `-m` in the current folder first, and passes over what is no path."""
+    left = place.run(
+        f"{SAVING}\nos.mkdir('data')\nos.chdir('data')\n{change}\n"
+        "i = 0\ntrialkeeper.report({'loss': 1}, checkpoint=save)\nassert trialkeeper.flush()"
+    )
+    assert (left.end, left.err) == (("complete", ""), "")
+    assert place.manifests() == ["a000001-i000000000001"]
+
+
 def test_training_goes_on_when_upload_processes_die(place: Place) -> None:
     """SIGKILL for each one that is seen, for a while: said once, and the end is saved."""
     left = place.run(

@@ -344,7 +344,10 @@ class Reporter:
             raise
         with self.session.lock:
             source = Checkpoint(made, ours=True, resharding=resharding)
-            self.report(metrics, source, step, spent=time.monotonic() - start)
+            try:
+                self.report(metrics, source, step, spent=time.monotonic() - start)
+            finally:
+                source.discard()  # if it was not taken
 
     def preemption(self) -> leaving.Preemption | None:
         """What is left to this pod, if it was asked to go."""
@@ -408,8 +411,9 @@ class Reporter:
     def _refresh(self) -> None:
         """Before the last words: have what is on its way finished, and told."""
         with self.session.lock:
-            done, by = self._saves.flush(), self.session.leave_by()
-            self._saves.close(0.0 if done.pending else CLOSING if by is None else max(by - time.monotonic(), 0.0))
+            self._saves.flush()
+            by, unsent = self.session.leave_by(), self._saves.uploader.outstanding
+            self._saves.close(0.0 if unsent else CLOSING if by is None else max(by - time.monotonic(), 0.0))
             self._take_in()
             if self._begun and self._changed:
                 self._say()

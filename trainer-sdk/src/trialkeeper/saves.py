@@ -45,7 +45,7 @@ class FlushResult:
     """True if every save is in the store.
 
     `committed`: the iteration of this attempt's newest one that is, 0 for none; `pending`: those of saves that are
-    not; `error`: why, as far as it is known.
+    not, nor is a newer one; `error`: why, as far as it is known.
     """
 
     committed: int
@@ -95,6 +95,7 @@ class Saves:
         self._best_saves: set[int] = set()  # numbers of saves that were the best when they were made
         self._sent: dict[int, _Sent] = {}
         self._committed = 0
+        self._lost: dict[int, str] = {}  # iterations of saves that were given up, and why, until a newer one is there
         self._size = 0  # bytes of the largest save so far
         self.synced = 0  # bytes of raw results that are in the store
         self._news = News()
@@ -120,6 +121,7 @@ class Saves:
             sent = self._sent.pop(answer.number)
             self.counts.committed += 1
             self._committed, self.claim = max(self._committed, sent.iteration), None
+            self._lost = {lost: why for lost, why in self._lost.items() if lost > sent.iteration}
             self._news.interval = self.schedule.saved(sent.iteration, sent.at, answer.seconds)
             self._news.checkpoint = answer.reference
         elif isinstance(answer, Dropped):
@@ -139,6 +141,7 @@ class Saves:
             sent = self._sent.pop(answer.number, None)
             if sent is not None:
                 self.schedule.lost(sent.iteration)
+                self._lost[sent.iteration] = answer.text
 
     def news(self) -> News:
         """What has been heard since the last call."""
@@ -213,6 +216,9 @@ class Saves:
         start = time.monotonic()
         try:
             staged = self._staged(source, part=bool(nonce))
+        except saving.NotStaged as error:
+            self._lost[iteration] = str(error)
+            raise
         finally:
             end = time.monotonic()
             self.schedule.tried(iteration, start - spent, end)
@@ -224,6 +230,7 @@ class Saves:
             number = self._send(staged, why, head, nonce=nonce, resharding=resharding)
         except OSError as error:
             saving.remove(staged.folder)
+            self._lost[iteration] = str(error)
             raise saving.NotStaged(*error.args) from error
         self._sent[number] = _Sent(iteration, end)
         self.schedule.handed(iteration)
@@ -297,7 +304,8 @@ class Saves:
         try:
             return saving.staged(source, self._env.scratch, part=part)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self.uploader.outstanding:
+            moved = isinstance(source, Checkpoint) and not source.path.is_dir()
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self.uploader.outstanding or moved:
                 raise
             self._wait_for_room()
             return saving.staged(source, self._env.scratch, part=part)
@@ -349,9 +357,10 @@ class Saves:
         self.hear()
         self.uploader.retry()
         self.wait(lambda: not self.uploader.outstanding, by=by)
-        pending = tuple(save.iteration for save in self.uploader.outstanding.values())
+        pending = (*self._lost, *(save.iteration for save in self.uploader.outstanding.values()))
         failing = self.uploader.failing
-        return FlushResult(self._committed, pending, failing.text if failing else "")
+        why = failing.text if failing else next(reversed(self._lost.values()), "")
+        return FlushResult(self._committed, pending, why)
 
     def close(self, seconds: float) -> None:
         """End the upload process, with the raw results sent if that can be."""

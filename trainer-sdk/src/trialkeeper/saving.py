@@ -94,6 +94,7 @@ def new_folder(scratch: Path) -> Path:
 def check(folder: Path, *, part: bool = False) -> int:
     """See to it that a folder can be a checkpoint, or `part` of one; its bytes.
 
+    :raises NotStaged: if there is no room for a copy of what the trainer has by another name, too.
     :raises ValueError: if it is empty, or has something in it that is neither a file nor a folder.
     """
     files, size = 0, 0
@@ -103,12 +104,29 @@ def check(folder: Path, *, part: bool = False) -> int:
             found = os.lstat(path)
             if stat.S_ISREG(found.st_mode):
                 files, size = files + 1, size + found.st_size
+                if found.st_nlink > 1:
+                    _own(path)
             elif not stat.S_ISDIR(found.st_mode):
                 relative = os.path.relpath(path, folder)
                 raise ValueError(f"checkpoint: {relative} is a link or no file: save copies of files only")
     if not files and not part:
         raise ValueError("checkpoint: the folder is empty: save() must write at least one file into it")
     return size
+
+
+def _own(path: str) -> None:
+    """Make a file one of its own: it has another name, by which it may be written again in place.
+
+    :raises NotStaged: if there is no room for a copy.
+    """
+    import shutil
+
+    copy = os.path.join(os.path.dirname(path), f".{os.urandom(8).hex()}")
+    try:
+        shutil.copy2(path, copy)
+        os.replace(copy, path)
+    except OSError as error:
+        raise NotStaged(*error.args) from error
 
 
 def room(scratch: Path, wanted: int, limit: int = 0) -> bool:

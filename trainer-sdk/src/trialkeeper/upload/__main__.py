@@ -1,4 +1,4 @@
-"""The upload process: `python -m trialkeeper.upload`, started by the trainer's side and by nobody else."""
+"""The upload process, started by the trainer's side and by nobody else."""
 
 from trialkeeper.upload.process import main
 

@@ -20,6 +20,8 @@ from trialkeeper.upload import messages
 from trialkeeper.upload.messages import Answer, Committed, Dropped, Failed, Fenced, Refused, Save
 
 DEATHS = 2  # of upload processes in a row, after which what they had in hand is given up
+# Not by -m, which looks for every module in the current folder first: a trainer's data may be called json.py.
+BEGIN = "import sys; sys.path[:1] == [''] and sys.path.pop(0); import trialkeeper.upload.__main__"
 REAP = 0.2  # seconds for a process that is over to be gone; one of the lowest priority may take longer
 EAR = 0.2  # seconds in which the process, if it is well, has read what it is told
 
@@ -176,9 +178,10 @@ class Uploader:
         :raises OSError: if the system has no process left.
         """
         own = Path(__file__).parents[2]  # an editable install may be known to an import hook only
-        path = os.pathsep.join([*(os.fspath(p) or os.getcwd() for p in sys.path), os.fspath(own)])
+        known = [os.fsdecode(p) or os.getcwd() for p in sys.path if isinstance(p, (str, bytes, os.PathLike))]
+        path = os.pathsep.join([*known, os.fspath(own)])
         self._process = subprocess.Popen(
-            [sys.executable, "-S", "-m", "trialkeeper.upload", str(os.getpid())],
+            [sys.executable, "-S", "-c", BEGIN, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
