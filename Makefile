@@ -18,14 +18,14 @@ demo: $(VENV)/run ## Run examples/digits.yaml with six kills, live (ARGS="--fres
 	$(BIN)/trialkeeper run examples/digits.yaml --preempt 6 $(ARGS)
 
 ##@ Develop
-test: $(VENV)/dev ## Unit, contract and simulation suites (no root, a few minutes)
+test: $(VENV)/dev ## Unit, contract, simulation and crash suites (no root, a few minutes)
 	$(BIN)/pytest -n 2 -q $(ARGS)
 
 test-e2e-local: $(VENV)/dev ## The whole on this machine: real training, real kills, trainers from hell
 	$(BIN)/pytest tests/e2e/local -q $(ARGS)
 
 test-store: $(VENV)/dev ## The store's suites on a real MinIO (TRIALKEEPER_MINIO=its program)
-	TRIALKEEPER_TEST_STORES=minio $(BIN)/pytest tests/contract/test_store.py tests/store -q $(ARGS)
+	TRIALKEEPER_TEST_STORES=minio $(BIN)/pytest tests/contract/test_store.py tests/store tests/crashes -q $(ARGS)
 
 test-frameworks: $(VENV)/bin/pip ## Real frameworks on the CPU, killed and resumed (the first time it installs 4.6 GB)
 	@python=$$($(FRAMEWORKS)) && PYTHONPATH=$(CURDIR)/trainer-sdk/src:$(CURDIR)/operator/src $$python -m pytest -n 2 tests/frameworks -q $(ARGS)

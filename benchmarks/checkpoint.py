@@ -4,7 +4,9 @@ A MinIO on this machine. Each case runs in a fresh process, several rounds, all 
 each; a ratio is the median of the rounds' ratios, of that half of the rounds in which other processes used the machine
 least (`foreign`: cores). The last line is one JSON object.
 
-    python benchmarks/checkpoint.py [--rounds 5] [--mib 1024] [--only upload download ...]
+    python benchmarks/checkpoint.py [--rounds 5] [--mib 1024] [--only upload download ...] [--long]
+
+`--long` adds a training with a checkpoint of 100 MB every five seconds, two minutes a case.
 """
 
 from __future__ import annotations
@@ -247,8 +249,132 @@ def _many(place: Place, name: str, number: int, size: int) -> Path:
     return folder
 
 
+# Trainings: this process is the trainer.
+
+
+def _trial(place: Place) -> None:
+    """Make this process a trial's trainer, that saves whenever it reports."""
+    variables = {
+        "STORE": place.url,
+        "ATTEMPT": "1",
+        "PREFIX": f"space/exp-1/{place.own.name}",
+        "SCRATCH": str(place.own / "scratch"),
+        "SETTINGS": json.dumps({"checkpoint": {"frequency": 1, "onBusy": "Wait", "numToKeep": 1}}),
+        "TERMINATION_LOG": os.devnull,
+    }
+    os.environ.update({f"TRIALKEEPER_{name}": value for name, value in variables.items()})
+
+
+def hand_over(place: Place) -> Measured:
+    """`mib` MiB in 64 files, from the end of the block in which they were written to the next step of the training.
+
+    It is not the first save, which starts the upload process.
+    """
+    import trialkeeper
+
+    _trial(place)
+    found: Measured = {}
+    with trialkeeper.checkpoint_dir({"loss": 1.0}) as folder:
+        (folder / "first").write_text("x")
+    trialkeeper.flush()
+    block = trialkeeper.checkpoint_dir({"loss": 1.0})
+    with place.source.open("rb") as source, block as folder:
+        for i in range(64):
+            (folder / str(i)).write_bytes(source.read(place.source.stat().st_size // 64))
+        start = time.perf_counter()
+    found["seconds"] = time.perf_counter() - start
+    trialkeeper.flush()
+    return found
+
+
+def _steps(seconds: float, stop: Callable[[], bool] = lambda: False) -> float:
+    """Steps a second of a training that computes all the time, with numpy and without."""
+    import numpy as np
+
+    weights = np.random.default_rng(1).standard_normal((200, 200))
+    start, steps = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds and not stop():
+        for _ in range(3):
+            weights = np.tanh(weights @ weights / 200)
+        sum(i * i for i in range(10_000))
+        steps += 1
+    return steps / (time.perf_counter() - start)
+
+
+def _sent() -> bool:
+    from trialkeeper import reporting
+
+    return reporting._reporter is not None and not reporting._reporter._saves.uploader.outstanding
+
+
+def train(place: Place) -> Measured:
+    """Steps while a checkpoint of `mib` MiB is sent, and before and after with none: `ratio` is of these two speeds."""
+    import trialkeeper
+
+    _trial(place)
+    found: Measured = {}
+    trialkeeper.report({"loss": 1.0})
+    _steps(1.0)
+    ratios = []
+    for _ in range(3):
+        alone = _steps(2.0)
+        with trialkeeper.checkpoint_dir({"loss": 1.0}) as folder:
+            os.link(place.source, folder / "w")
+        sending = _steps(60.0, _sent)
+        trialkeeper.flush()
+        ratios.append(sending / statistics.mean((alone, _steps(2.0))))
+    found["seconds"] = found["ratio"] = statistics.median(ratios)
+    return found
+
+
+EVERY, LONG, LARGE = 5.0, 120.0, 100_000_000  # seconds; bytes
+
+
+def _work(steps: int) -> None:
+    left = iter(range(steps))
+    _steps(600.0, lambda: next(left, None) is None)
+
+
+def _long(place: Place, save: Callable[[Callable[[Path], None]], object]) -> Measured:
+    """A fixed number of steps, with a checkpoint of four files every so many of them."""
+    found: Measured = {}
+    content = os.urandom(LARGE // 4)
+
+    def write(folder: Path) -> None:
+        for i in range(4):
+            (folder / str(i)).write_bytes(content)
+
+    noted = place.shared / "steps"
+    if not noted.exists():
+        noted.write_text(str(int(_steps(5.0) * EVERY)))
+    steps = int(noted.read_text())
+    with measured(found):
+        for _ in range(int(LONG / EVERY)):
+            _work(steps)
+            save(write)
+    return found
+
+
+def long_ours(place: Place) -> Measured:
+    import trialkeeper
+
+    _trial(place)
+    return _long(place, lambda write: trialkeeper.report({"loss": 1.0}, checkpoint=write))
+
+
+def long_alone(place: Place) -> Measured:
+    """The same files, written over and over; nobody sends them."""
+    folder = place.own / "alone"
+    folder.mkdir()
+    return _long(place, lambda write: write(folder))
+
+
 CASES: Mapping[str, Callable[[Place], Measured]] = {
-    case.__name__: case for case in (put_raw, put_minio, put_ours, get_minio, get_ours, put_small, get_small, put_again)
+    case.__name__: case
+    for case in (
+        *(put_raw, put_minio, put_ours, get_minio, get_ours, put_small, get_small, put_again),
+        *(hand_over, train, long_ours, long_alone),
+    )
 }
 
 
@@ -300,10 +426,23 @@ def small_results(rounds: Rounds, gib: float) -> Results:
     }
 
 
+def training_results(rounds: Rounds, gib: float) -> Results:
+    return {
+        "handover_ms": _median(rounds, "hand_over", "seconds") * 1000,
+        "train_speed_ratio": _median(rounds, "train", "ratio"),
+    }
+
+
+def long_results(rounds: Rounds, gib: float) -> Results:
+    return {"long_run_ratio": statistics.median(r["long_ours"]["seconds"] / r["long_alone"]["seconds"] for r in rounds)}
+
+
 GROUPS: Mapping[str, tuple[tuple[str, ...], Callable[[Rounds, float], Results]]] = {
     "upload": (("put_raw", "put_minio", "put_ours"), upload_results),
     "download": (("get_minio", "get_ours"), download_results),
     "small": (("put_small", "get_small", "put_again"), small_results),
+    "training": (("hand_over", "train"), training_results),
+    "long": (("long_ours", "long_alone"), long_results),
 }
 
 BOUNDS: Mapping[str, Callable[[float], bool]] = {
@@ -313,6 +452,9 @@ BOUNDS: Mapping[str, Callable[[float], bool]] = {
     "download_ratio": lambda x: x >= 1.0,
     "small_files_s": lambda x: x <= 0.3,
     "incremental_bytes_ratio": lambda x: x <= 0.03,
+    "handover_ms": lambda x: x <= 5.0,
+    "train_speed_ratio": lambda x: x >= 0.98,
+    "long_run_ratio": lambda x: x <= 1.02,
 }
 
 
@@ -321,7 +463,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--mib", type=int, default=1024)
     parser.add_argument("--patience", type=float, default=10.0, help="seconds to wait for an idle machine, each time")
-    parser.add_argument("--only", nargs="*", choices=[*GROUPS], default=[*GROUPS])
+    parser.add_argument("--only", nargs="*", choices=[*GROUPS], default=[g for g in GROUPS if g != "long"])
+    parser.add_argument("--long", action="store_true", help="add the long training")
     parser.add_argument("--case", nargs=4, help=argparse.SUPPRESS)  # name, url, shared folder, own folder
     asked = parser.parse_args()
     if asked.case:
@@ -331,11 +474,12 @@ def main() -> int:
         print(json.dumps(found))
         return 0
     os.environ.update(KEYS)
+    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # the other core is the upload process's
     results: Results = {}
     with tempfile.TemporaryDirectory(prefix="trialkeeper-bench-") as folder, minio(Path(folder)) as server:
         shared = Path(folder)
         _prepare(server.url, shared, asked.mib)
-        for group in asked.only:
+        for group in [*asked.only, *(["long"] if asked.long else [])]:
             cases, results_of = GROUPS[group]
             rounds = [_round(cases, n, server.url, shared, asked.mib, asked.patience) for n in range(asked.rounds)]
             results |= results_of(rounds, asked.mib / 1024)
@@ -380,7 +524,7 @@ def _round(
         _await_idle(patience)
         with tempfile.TemporaryDirectory(dir=shared) as own:
             command = [sys.executable, __file__, "--mib", str(mib), "--case", name, url, str(shared), own]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
         if done.returncode:
             sys.exit(f"{name} failed:\n{done.stderr}")
         found[name] = json.loads(done.stdout)

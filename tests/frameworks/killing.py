@@ -59,7 +59,9 @@ def trial(root: Path, script: str, kills: Kills = (), checkpoint: dict[str, Any]
     :raises AssertionError: if an attempt ends otherwise than by its kill, or the last one not.
     """
     root.mkdir()
-    place = Dying(root, settings={"checkpoint": checkpoint or {"frequency": 1}}, timeout=600, kills=kills)
+    place = Dying(
+        root, settings={"checkpoint": {"frequency": 1, "onBusy": "Wait"} | (checkpoint or {})}, timeout=600, kills=kills
+    )
     left = []
     for number, (_, how) in enumerate(kills, 1):
         left.append(place.run(PRELUDE + script, number))

@@ -134,6 +134,22 @@ def test_whichever_rank_is_asked_to_go_all_leave_with_one_checkpoint(rank: int, 
     assert last_steps(ended) == {f"at {int(saved[-12:]) - 1}"}
 
 
+def test_a_launcher_may_ask_twice_while_the_last_state_is_saved(place: Place) -> None:
+    place.settings["checkpoint"] = {"frequency": 0}
+    ranks = Ranks(place, (2,))
+    slow = "def slow(folder):\n    time.sleep(1)\n    save(folder)\n" + STEPS.replace("=save", "=slow")
+    with ranks.running(slow) as processes:
+        until(processes, "at 5")
+        for _ in range(2):
+            for process in processes:
+                process.send_signal(signal.SIGTERM)
+            time.sleep(0.4)
+        ended = ranks.ended(processes)
+    assert codes(ended) == [143] * 2, words(ended)
+    assert ended[0].end == ("preempted", "")
+    assert len(place.manifests()) == 1
+
+
 def until(processes: list[subprocess.Popen[str]], line: str) -> None:
     """Read what each process prints, up to a line."""
     for process in processes:
@@ -211,6 +227,31 @@ def test_a_rank_whose_save_fails_makes_no_checkpoint_and_its_failure_is_the_tria
     assert "a save is not in the store: rank 1 could not save its part" in ended[0].err
     assert [int(m[-12:]) for m in place.manifests()][:2] == [1, 2]
     assert 3 not in [int(m[-12:]) for m in place.manifests()]
+
+
+@pytest.mark.parametrize(
+    ("how", "end"),
+    [
+        ("os.kill(os.getpid(), 9)", ("error", "RankDied")),
+        ("raise KeyError('mine')", ("error", "Exception")),
+        ("sys.exit(3)", ("preempted", "")),
+    ],
+)
+def test_a_launcher_that_ends_all_for_one_is_no_preemption(how: str, end: tuple[str, str], place: Place) -> None:
+    place.settings["checkpoint"] = {"frequency": 0}
+    ranks = Ranks(place, (2,))
+    script = STEPS.replace("    time.sleep", f"    if rank == 1 and i == 20: {how}\n    time.sleep")
+    with ranks.running(script) as processes:
+        until(processes[:1], "at 5")
+        processes[1].wait()
+        time.sleep(0.3)
+        processes[0].send_signal(signal.SIGTERM)  # as torchrun does
+        ended = ranks.ended(processes)
+    assert ended[0].code == 143
+    assert ended[0].end == end
+    if end[0] == "error":
+        assert ended[0].last is not None
+        assert ended[0].last.text.startswith("rank 1: ")
 
 
 def test_the_last_state_is_saved_at_the_end_by_all(place: Place) -> None:

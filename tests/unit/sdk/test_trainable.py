@@ -38,7 +38,9 @@ RUN = "\ntrialkeeper.main(Counter, lr=1)\nprint('after')\n"
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
+    place = Place(tmp_path)
+    place.settings["checkpoint"]["onBusy"] = "Wait"  # so that which saves are kept depends on no speed
+    return place
 
 
 def numbers(manifests: list[str]) -> list[int]:
@@ -66,7 +68,7 @@ def test_the_trials_parameters_go_over_the_defaults(place: Place) -> None:
 
 
 def test_it_goes_on_where_it_was_killed_and_counts_on(place: Place) -> None:
-    place.settings["checkpoint"] = {"frequency": 2}
+    place.settings["checkpoint"] |= {"frequency": 2}
     dying = "\nimport os\nclass Dying(Counter):\n    def step(self):\n        if self.n == 3: os.kill(os.getpid(), 9)\n"
     dying += "        return super().step()\ntrialkeeper.main(Dying)"
     assert place.run(COUNTER + dying).code == -9
@@ -84,14 +86,15 @@ def test_once_done_it_is_done_also_if_the_kill_came_before_the_end(place: Place)
 
 @pytest.mark.parametrize(("at_end", "saved"), [(True, [3, 4]), (False, [3])])
 def test_the_last_state_is_saved_before_it_is_cleaned_up(place: Place, at_end: bool, saved: list[int]) -> None:
-    place.settings["checkpoint"] = {"frequency": 3, "atEnd": at_end}
+    place.settings["checkpoint"] |= {"frequency": 3, "atEnd": at_end}
     left = place.run(COUNTER + RUN)
     assert numbers(place.manifests()) == saved
     assert left.err == ""
 
 
 def test_a_stop_rule_saves_cleans_up_and_leaves_with_zero(place: Place) -> None:
-    place.settings |= {"checkpoint": {"frequency": 100}, "stop": {"maxIterations": 3}}
+    place.settings["checkpoint"] |= {"frequency": 100}
+    place.settings["stop"] = {"maxIterations": 3}
     left = place.run(COUNTER + RUN)
     assert (left.code, left.end) == (0, ("complete", "MaxIterations")), left.err
     assert left.out.endswith("cleaned\n")  # and not "after": it left
@@ -100,7 +103,7 @@ def test_a_stop_rule_saves_cleans_up_and_leaves_with_zero(place: Place) -> None:
 
 
 def test_a_preemption_saves_cleans_up_and_leaves_with_143(place: Place) -> None:
-    place.settings["checkpoint"] = {"frequency": 100}
+    place.settings["checkpoint"] |= {"frequency": 100}
     asked = COUNTER.replace("self.n += 1", "self.n += 1\n        if self.n == 2: os.kill(os.getpid(), signal.SIGTERM)")
     left = place.run(asked + RUN)
     assert (left.code, left.end[0]) == (143, "preempted"), left.err
@@ -110,7 +113,7 @@ def test_a_preemption_saves_cleans_up_and_leaves_with_143(place: Place) -> None:
 
 
 def test_an_error_is_the_trainers_and_saves_nothing(place: Place) -> None:
-    place.settings["checkpoint"] = {"frequency": 100}
+    place.settings["checkpoint"] |= {"frequency": 100}
     left = place.run(COUNTER.replace("self.n += 1", "self.n += 1\n        if self.n == 3: raise OSError('x')") + RUN)
     assert (left.code, left.end) == (1, ("error", "Exception")), left.err
     assert left.out.endswith("cleaned\n")
@@ -118,7 +121,8 @@ def test_an_error_is_the_trainers_and_saves_nothing(place: Place) -> None:
 
 
 def test_an_error_of_cleanup_hides_no_ending(place: Place) -> None:
-    place.settings |= {"checkpoint": {"frequency": 100}, "stop": {"maxIterations": 3}}
+    place.settings["checkpoint"] |= {"frequency": 100}
+    place.settings["stop"] = {"maxIterations": 3}
     left = place.run(COUNTER.replace('print("cleaned")', "1 / 0") + RUN)
     assert (left.code, left.end) == (0, ("complete", "MaxIterations"))
     assert "Counter.cleanup() failed: ZeroDivisionError" in left.err
@@ -129,7 +133,7 @@ def test_an_error_of_cleanup_hides_no_ending(place: Place) -> None:
 
 
 def test_leaving_by_oneself_saves_nothing_half_done(place: Place) -> None:
-    place.settings["checkpoint"] = {"frequency": 100}
+    place.settings["checkpoint"] |= {"frequency": 100}
     left = place.run(COUNTER.replace("self.n += 1", "self.n += 1\n        if self.n == 3: sys.exit()") + RUN)
     assert (left.code, left.err) == (0, "")
     assert place.manifests() == []
@@ -208,7 +212,7 @@ def test_the_docs_class_is_a_trainable_that_resumes(place: Place) -> None:
 
 
 def test_should_checkpoint_saves_now(place: Place) -> None:
-    place.settings["checkpoint"] = {"frequency": 100}
+    place.settings["checkpoint"] |= {"frequency": 100}
     forced = COUNTER.replace('"done": self.n == 4', '"done": self.n == 4, "should_checkpoint": self.n == 2')
     place.run(forced + RUN)
     assert numbers(place.manifests()) == [2, 4]

@@ -194,7 +194,7 @@ def test_a_frozen_process_holds_nobody_up(uploader: Uploader, env: Environment) 
     start = time.monotonic()
     uploader.close(0.5)
     assert time.monotonic() - start < 10
-    assert not Path(f"/proc/{pid}").exists()
+    until(lambda: not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text())
     assert uploader.outstanding == {}
 
 

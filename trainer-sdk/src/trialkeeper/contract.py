@@ -87,6 +87,7 @@ REASON_EXCEPTION = "Exception"
 REASON_INTERRUPTED = "Interrupted"
 REASON_STALE_ATTEMPT = "StaleAttempt"
 REASON_WORLD_SIZE = "WorldSizeChanged"
+REASON_RANK = "RankDied"
 
 MESSAGE_LIMIT = 3072  # bytes; the kubelet cuts a termination message at 4,096
 KEY_LIMIT = 256  # characters

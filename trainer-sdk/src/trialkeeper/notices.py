@@ -115,7 +115,7 @@ def listen(current: session.Session, cloud: Cloud) -> None:
             while not current.signalled:
                 now = time.monotonic()
                 if now >= by - max(AHEAD, current.needs()):
-                    current.asked(by - now - session.LAST_SECOND, "spot notice")
+                    current.asked(by - now - session.LAST_WORDS, "spot notice")
                     return
                 time.sleep(0.2)
 

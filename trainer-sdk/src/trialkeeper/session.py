@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from trialkeeper.ranks.following import Follow
     from trialkeeper.settings import Settings
 
-LAST_SECOND = 1.0  # of the grace, which is left for the interpreter's own end
+LAST_WORDS = 1.5  # seconds of the grace, for the last words and the interpreter's own end on a busy machine
 END_TIMEOUT = 2.0  # seconds for the last live report
 LIVE_INTERVAL = 0.2  # seconds between two live reports, at least
 
@@ -133,7 +133,7 @@ class Session:
     @property
     def _grace(self) -> float:
         """Seconds that may be used of the grace."""
-        return max(self.env.grace - LAST_SECOND, self.env.grace / 2)
+        return max(self.env.grace - LAST_WORDS, self.env.grace / 2)
 
     def leave_by(self) -> float | None:
         """The moment (monotonic) by which everything must be done, None while nobody has asked this pod to go."""

@@ -29,6 +29,8 @@ def listen(session: Session) -> None:
     if own not in (signal.SIG_DFL, None) and not callable(own):
         return  # ignored: the trainer's wish
     times = 0
+    # A launcher passes the signal on, and sends one of its own when a rank has gone.
+    enough = 2 if session.env.world == 1 else 3
 
     def asked(number: int, frame: FrameType | None) -> None:
         nonlocal times
@@ -36,7 +38,7 @@ def listen(session: Session) -> None:
         session.signalled = True
         if callable(own):
             own(number, frame)
-        elif not (session.owner or session.follower) or times > 1:
+        elif not (session.owner or session.follower) or times >= enough:
             # A forked child, or somebody who asks twice: what the signal does by default. The notify file does
             # not count, since the signal follows it as a rule, and may then come in the middle of the save.
             signal.signal(number, signal.SIG_DFL)

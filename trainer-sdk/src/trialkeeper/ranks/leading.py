@@ -33,13 +33,14 @@ class Lead(Alone):
         env = current.env
         self._session, self._env = current, env
         self._leader = Leader(env.world)
+        self._parted: set[int] = set()  # ranks that have said that they go
         self._server = Server(
             self._leader,
             attempt=env.attempt,
             world=env.world,
             local=env.one_pod,
             heard=self._heard,
-            left=lambda rank: shards.mark_gone(env, rank),
+            left=self._left,
         )
         hosts = ("127.0.0.1",) if env.one_pod else hosts_of_this_machine((env.master,))
         self._address = Address(hosts, self._server.port, self._server.token)
@@ -111,6 +112,14 @@ class Lead(Alone):
     def forked(self) -> None:
         self._server.abandon()
 
+    def _left(self, rank: int) -> None:
+        """In the server's thread: a rank is gone. If without a word, that is what a launcher ends all others for."""
+        shards.mark_gone(self._env, rank)
+        if rank in self._parted or self._session.signalled or self._ended.is_set() or not self._env.one_pod:
+            return
+        text = "it died without a word: killed, perhaps for lack of memory, or crashed in native code"
+        self._session.failed_rank = (rank, contract.END_ERROR, contract.REASON_RANK, text)
+
     def _heard(self, rank: int, word: dict[str, Any]) -> None:
         """In the server's thread, what a rank tells that is not for the leader alone.
 
@@ -125,6 +134,8 @@ class Lead(Alone):
             self._leader.hurry()
         elif what == "part":
             shards.mark(self._env, rank, str(word["nonce"]), str(word["is"]))
+        elif what == "gone":
+            self._parted.add(rank)
         elif what == "failure":
             end, reason, text = (str(part)[: contract.ERROR_LIMIT] for part in word["value"])
             if end in contract.ENDS:

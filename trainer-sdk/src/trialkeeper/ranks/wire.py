@@ -301,7 +301,8 @@ class Client:
         self._thread.start()
 
     def close(self) -> None:
-        """Let go of rank 0."""
+        """Take leave of rank 0."""
+        self.say({"w": "gone"})
         self._closing.set()
         self._thread.join(POLL_INTERVAL * 5)
 

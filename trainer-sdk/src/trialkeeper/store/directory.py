@@ -69,6 +69,8 @@ class Lines:
             self._flush()
             os.fsync(self._file)
             return
+        if not self._path.exists():
+            return
         descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)  # another process is in the middle of writing
         try:
             os.fsync(descriptor)

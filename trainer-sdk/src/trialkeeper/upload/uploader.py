@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from trialkeeper.upload import messages
 from trialkeeper.upload.messages import Answer, Committed, Dropped, Failed, Fenced, Refused, Save
 
 DEATHS = 2  # of upload processes in a row, after which what they had in hand is given up
+REAP = 0.2  # seconds for a process that is over to be gone; one of the lowest priority may take longer
 EAR = 0.2  # seconds in which the process, if it is well, has read what it is told
 
 
@@ -210,5 +212,7 @@ class Uploader:
             with contextlib.suppress(OSError):
                 if pipe is not None:
                     pipe.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=1.0)
+        try:
+            process.wait(timeout=REAP)
+        except subprocess.TimeoutExpired:
+            process.returncode = -signal.SIGKILL  # it is dying, and nobody needs to see it
