@@ -28,6 +28,8 @@ from trialkeeper.retention import Committed, Policy, plan
 from trialkeeper.store import AlreadyThere, Store
 from trialkeeper.store.opening import open_at
 from trialkeeper.store.s3 import S3Store
+from trialkeeper.upload import messages
+from trialkeeper.upload.process import Process
 
 LOSS = Policy(2, "loss", "min")
 
@@ -359,3 +361,28 @@ def test_any_interleaving_on_a_real_store(
         for store in opened.values():
             if isinstance(store, S3Store):
                 store.close()
+
+
+def test_a_trainer_that_saves_faster_than_it_is_sent_is_pruned_nevertheless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its upload process has always something waiting."""
+    passes: list[int] = []
+
+    def counted(*_: object) -> retention.Pruned:
+        passes.append(number)
+        return retention.Pruned()
+
+    monkeypatch.setattr(retention, "prune", counted)
+    process = Process(environment_of((tmp_path / "store").as_uri(), tmp_path), lambda answer: None)
+    keep = {"num_to_keep": 0, "score_attribute": None, "score_order": "max"}
+    for number in range(1, 9):
+        save = messages.Save(number, "", "directory", "periodic", {}, {}, 1.0, keep=keep)
+        process._waiting.append(save)
+        if len(process._waiting) > 2:
+            process._waiting.popleft()
+        process._prune(save)
+    process._waiting.clear()
+    process._prune(save)
+    process._prune(save)
+    assert passes == [1, 4, 7, 8, 8]

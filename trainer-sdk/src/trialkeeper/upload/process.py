@@ -30,6 +30,7 @@ from trialkeeper.upload import messages
 from trialkeeper.upload.messages import Committed, Dropped, Failed, Fenced, Refused, Save, Synced
 
 PAUSE, PAUSE_LIMIT = 2.0, 60.0  # seconds after a save that failed, doubled each time, and at most
+UNPRUNED = 2  # saves of a trainer that saves faster than they are sent, after which retention looks nevertheless
 MARGIN = 0.5  # seconds of the grace that are left to the trainer's own end
 WATCH = 1.0  # seconds between two looks whether the trainer lives, if nothing is heard of it
 
@@ -52,6 +53,7 @@ class Process:
         self._older: Sequence[Entry] | None = None  # files of the newest checkpoint, None: to be asked
         self._last: str | None = None  # the manifest of the last save that this rank has kept its part of
         self._known = retention.Known()
+        self._unpruned = 0  # saves since retention looked
         self._unscored_said = False
         self.leave_by: float | None = None
 
@@ -206,10 +208,14 @@ class Process:
         return done.reference, sum(entry["size"] for entry in self._older if entry["key"].startswith(own))
 
     def _prune(self, save: Save) -> None:
-        """Delete what need not be kept any more; not while the trainer waits for what is still to be sent."""
+        """Delete what need not be kept any more; while more is to be sent not after each save, but after some."""
         store, _ = self._opened()
-        if self._env.rank > 0 or save.keep is None or self.leave_by is not None or len(self._waiting) > 1:
+        if self._env.rank > 0 or save.keep is None or self.leave_by is not None:
             return
+        if len(self._waiting) > 1 and self._unpruned < UNPRUNED:
+            self._unpruned += 1
+            return
+        self._unpruned = 0
         policy = retention.Policy(**save.keep)
         done = retention.prune(store, self._env, policy, save.base, self._known)
         if done.unscored and not self._unscored_said:
