@@ -85,7 +85,8 @@ def test_what_no_branch_sees_goes_once_the_newest_attempt_has_two_of_its_own() -
         new = committed(*([7.0] * own), attempt=2, first=3)
         visible = [c.place for c in reversed([*old, *new])]
         found = [*old, *zombies, *new]
-        assert plan(found, visible, Policy(), newest=2, base=(1, 2)) == gone
+        assert plan(found, visible, Policy(9), newest=2, base=(1, 2)) == gone
+        assert plan(found, visible, Policy(), newest=2, base=(1, 2)) == [], "nobody has asked for less"
     assert plan(found, visible, Policy(5, "loss", "min"), newest=2, base=(1, 2)) == gone
 
 

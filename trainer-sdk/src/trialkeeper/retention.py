@@ -119,7 +119,7 @@ def kept(
 
     `visible` are those of the newest attempt's branch, the newest first; `base` is where attempt number `newest` began,
     if that was under this prefix. What the branch does not see (zombies committed it) stays until the newest attempt
-    has two of its own.
+    has two of its own, and for ever without `numToKeep`.
     """
     by_place = {found.place: found for found in committed}
     branch = [by_place[place] for place in visible if place in by_place]
@@ -127,9 +127,12 @@ def kept(
     stay = {found.place for found in whole[:NEWEST_KEPT]}
     stay |= {place for place in (base, *pinned) if place in by_place}
     stay |= {found.place for found in [f for f in whole if f.reason == BEST][:1]}
+    if policy.num_to_keep is None:
+        # Nobody has asked for less: also what a trainer that forgot to resume has left behind is somebody's work.
+        return stay | {place for place in by_place if place not in doomed}
     if sum(found.attempt == newest for found in whole) < NEWEST_KEPT:
         stay |= by_place.keys() - set(visible)
-    if policy.num_to_keep is None or len(whole) < NEWEST_KEPT:
+    if len(whole) < NEWEST_KEPT:
         return stay | {found.place for found in branch if found.place not in doomed}
     ranks = ranked((found for found in whole if found.place not in doomed), policy)
     return stay | {found.place for found in ranks[: policy.num_to_keep]}
@@ -246,7 +249,7 @@ def _prune(
     deleted: list[str],
 ) -> str:
     if known.settled and policy.num_to_keep is None:
-        return ""  # what a zombie leaves from now on is the next attempt's to clear away
+        return ""
     attempts = known.attempts = history.records(store, known.attempts)
     if max(attempts, default=0) > env.attempt:
         raise Overtaken("a later attempt has begun")
@@ -254,9 +257,8 @@ def _prune(
     visible = history.visible(listed, attempts, env.attempt)
     let_go(store, env, len(visible), known)
     leaving = doomed(store)
-    places = {place for key in listed if (place := contract.parse_manifest_key(key)) is not None}
     settled = sum(attempt == env.attempt for attempt, _ in visible) >= NEWEST_KEPT
-    if policy.num_to_keep is None and not leaving and places <= set(visible):
+    if policy.num_to_keep is None and not leaving:
         known.settled = settled
         return ""
     committed = read_all(store, listed, known.committed)
