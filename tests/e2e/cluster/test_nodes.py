@@ -23,7 +23,7 @@ def test_the_trials_of_a_lost_node_go_on_on_the_other_one(installed: Installed, 
     (store,) = installed.items("pods", SYSTEM, "-l", "app.kubernetes.io/component=store")
     safe = store["spec"]["nodeName"]
     (victim,) = set(cluster.nodes) - {safe}
-    installed.apply(namespace, longer(trials=2, epochs=400))
+    installed.apply(namespace, longer(trials=2, epochs=4000))
     trial = installed.running(namespace, off=safe)
     assert installed.node_of(namespace, trial["status"]["pod"]["name"]) == victim
     node = cluster.node(victim)
