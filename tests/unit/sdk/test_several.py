@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -151,14 +152,14 @@ def test_a_launcher_may_ask_twice_while_the_last_state_is_saved(place: Place) ->
 
 
 def until(processes: list[subprocess.Popen[str]], line: str) -> None:
-    """Read what each process prints, up to a line."""
+    """Read what each process prints, up to a line, and not a byte more."""
     for process in processes:
         assert process.stdout is not None
-        for read in process.stdout:
-            if read.strip() == line:
-                break
-        else:
-            raise AssertionError(process.stderr.read() if process.stderr else "")
+        said = b""
+        while not said.endswith(f"{line}\n".encode()):
+            byte = os.read(process.stdout.fileno(), 1)
+            assert byte, process.stderr.read() if process.stderr else ""
+            said += byte
 
 
 def test_every_call_is_answered_the_same_everywhere(place: Place) -> None:
