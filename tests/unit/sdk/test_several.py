@@ -166,14 +166,16 @@ def test_every_call_is_answered_the_same_everywhere(place: Place) -> None:
     """Many steps to a report, promises and all; then one rank is asked to go."""
     place.settings["checkpoint"] = {"intervalSeconds": 0.3}
     script = """
-for i in range(start, 10000):
+saves = 0
+for i in range(start, 100000):
     time.sleep(0.002)
-    if i == 100: print("go", flush=True)
     if trialkeeper.checkpoint_due(i):
         print("due", i, flush=True)
         with trialkeeper.checkpoint_dir({"loss": 1.0}, step=i) as folder:
             save(folder)
+        saves += 1
         print("saved", i, flush=True)
+        if saves == 3: print("enough", flush=True)
     if (left := trialkeeper.preemption()) is not None:
         print("preempted", i, left.fits, flush=True)
     if i % 500 == 499:
@@ -181,15 +183,13 @@ for i in range(start, 10000):
 """
     ranks = Ranks(place)
     with ranks.running(script) as processes:
-        until(processes, "go")
-        time.sleep(1.5)
+        until(processes, "enough")
         asked = time.monotonic()
         processes[2].send_signal(signal.SIGTERM)
         ended = ranks.ended(processes)
         took = time.monotonic() - asked
     assert codes(ended) == [143] * 4, words(ended)
     assert len({left.out for left in ended}) == 1
-    assert ended[0].out.count("saved") >= 2
     assert took < 9
     assert not words(ended)
 
