@@ -19,7 +19,8 @@ from typing import Any
 from trialkeeper import parallel
 from trialkeeper.errors import CheckpointCorrupt
 from trialkeeper.manifest import Entry
-from trialkeeper.results.places import Place, Told, remove
+from trialkeeper.results.places import Place, Told
+from trialkeeper.saving import remove
 from trialkeeper.store import Missing
 from trialkeeper.store.files import CHUNK, WORKERS, digest, opened, parts, verify
 

@@ -7,21 +7,18 @@ so that whoever reads them can go back; those of a bucket are copied as they gro
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
-from urllib.parse import unquote_plus
 
 from trialkeeper import contract
 from trialkeeper.manifest import Entry
+from trialkeeper.saving import remove
 from trialkeeper.store import Missing, Store
 
 if TYPE_CHECKING:
-    from xml.etree import ElementTree
-
     from trialkeeper.store.wire import Wire
 
 Told = Callable[[int], object]  # hears each time how many bytes more are there
@@ -148,24 +145,10 @@ class BucketPlace:
         self._copies = _Copies()
         self._grown = Grown(self._copies)
 
-    def _pages(self, **asked: str) -> Iterator[ElementTree.Element]:
-        from trialkeeper.store.wire import Refused, xml
-
-        query = {"list-type": "2", "encoding-type": "url", **asked}
-        while True:
-            page = xml(self._wire.request("GET", "", query).body, "ListBucketResult")
-            if page is None:
-                raise Refused(f"{self._wire.bucket} answers with something else than a list")
-            yield page
-            query["continuation-token"] = page.findtext("NextContinuationToken") or ""
-            if page.findtext("IsTruncated") != "true" or not query["continuation-token"]:
-                return
-
     def children(self, folder: str) -> list[str]:
-        top = f"{folder}/" if folder else ""
-        pages = self._pages(prefix=top, delimiter="/")
-        found = (entry.findtext("Prefix") or "" for page in pages for entry in page.iterfind("CommonPrefixes"))
-        return sorted(filter(None, (unquote_plus(prefix)[len(top) :].strip("/") for prefix in found)))
+        from trialkeeper.store.s3 import folders
+
+        return folders(self._wire, f"{folder}/" if folder else "")
 
     def store(self, prefix: str) -> Store:
         from trialkeeper.store.s3 import S3Store
@@ -184,11 +167,6 @@ class BucketPlace:
         self._wire.close()
         self._copies.close()
         self._after()
-
-
-def remove(folder: Path) -> None:
-    """A folder with all that is in it, if it is there."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 if TYPE_CHECKING:

@@ -20,8 +20,9 @@ from trialkeeper.contract import Message
 from trialkeeper.errors import CheckpointCorrupt
 from trialkeeper.results import download, lineage, rows
 from trialkeeper.results.known import FINAL, Known, KnownTrial, NotThere, Objective, Source
-from trialkeeper.results.places import Place, Told, remove
+from trialkeeper.results.places import Place, Told
 from trialkeeper.results.rows import Row
+from trialkeeper.saving import remove
 from trialkeeper.store import Missing
 
 if TYPE_CHECKING:

@@ -223,6 +223,16 @@ def listed(wire: Wire, prefix: str) -> Iterator[tuple[str, int, float]]:
                 yield key, int(entry.findtext("Size") or 0), _time(entry.findtext("LastModified"))
 
 
+def folders(wire: Wire, top: str) -> list[str]:
+    """The names of what is directly below `top`, which is empty or ends with a slash."""
+    prefixes = (
+        entry.findtext("Prefix") or ""
+        for page in pages(wire, prefix=top, delimiter="/")
+        for entry in page.iterfind("CommonPrefixes")
+    )
+    return sorted({unquote_plus(prefix)[len(top) :].rstrip("/") for prefix in prefixes} - {""})
+
+
 def _time(text: str | None) -> float:
     """Seconds since the epoch; a store that says none is taken to have written it now, so that nobody thinks it old."""
     try:

@@ -125,15 +125,9 @@ class BucketTree:
             yield Item(key[len(self._top) :], size, modified, key)
 
     def folders(self, top: str = "") -> list[str]:
-        from urllib.parse import unquote_plus
+        from trialkeeper.store.s3 import folders
 
-        from trialkeeper.store.s3 import pages
-
-        found: set[str] = set()
-        for page in pages(self._wire, prefix=self._top + top, delimiter="/"):
-            for entry in page.iterfind("CommonPrefixes"):
-                found.add(unquote_plus(entry.findtext("Prefix") or "")[len(self._top + top) :].rstrip("/"))
-        return sorted(found - {""})
+        return folders(self._wire, self._top + top)
 
     def remove(self, keys: Iterable[str]) -> None:
         from trialkeeper import parallel
