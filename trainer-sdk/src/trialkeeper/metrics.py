@@ -18,7 +18,15 @@ AUTOMATIC = (
     "hostname",
 )
 LARGEST = 10**308  # a whole number beyond it is no float
+FORCED = "should_checkpoint"  # among the metrics of a report, and none: have this report's save made
 RESERVED = frozenset({*AUTOMATIC, "step"})
+
+
+def of_report(reported: Mapping[str, Any]) -> tuple[dict[str, float | int], bool]:
+    """A report's metrics, flattened, and whether it asks for its save; errors are those of `flatten`."""
+    if not isinstance(reported, Mapping) or FORCED not in reported:
+        return flatten(reported), False
+    return flatten({name: value for name, value in reported.items() if name != FORCED}), bool(reported[FORCED])
 
 
 def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float | int]:

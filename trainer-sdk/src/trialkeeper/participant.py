@@ -6,8 +6,8 @@ It counts nothing and reports nothing. What it saves is its part of the save tha
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -16,11 +16,11 @@ from trialkeeper import leaving, resuming, saving, session, settings
 from trialkeeper.checkpoint import Checkpoint
 from trialkeeper.errors import CheckpointCorrupt, RankZeroGone, TrialPreempted, TrialStopped, WorldSizeChanged
 from trialkeeper.manifest import Progress
-from trialkeeper.metrics import flatten
+from trialkeeper.metrics import of_report
 from trialkeeper.ranks import shards
 from trialkeeper.ranks.agreement import Gone, OutOfTime
 from trialkeeper.ranks.following import Follow
-from trialkeeper.reporter import CLOSING, FORCED
+from trialkeeper.reporter import CLOSING
 from trialkeeper.saves import FlushResult, Head, Saves
 from trialkeeper.saving import Save
 from trialkeeper.store import Missing, Unreachable
@@ -118,9 +118,8 @@ class Participant:
     ) -> None:
         if self._exit is not None:
             raise self._exit()
-        flatten({k: v for k, v in reported.items() if k != FORCED} if isinstance(reported, Mapping) else reported)
-        if source is not None and not isinstance(source, Checkpoint) and not callable(source):
-            raise TypeError(f"checkpoint= takes a Checkpoint or a function save(folder), not {type(source).__name__}")
+        of_report(reported)
+        saving.check_source(source)
         self._save = source if callable(source) else None
         self._resharding = resharding or (isinstance(source, Checkpoint) and source.resharding)
         said = self._decided(self._rank_zero.report)
@@ -138,7 +137,7 @@ class Participant:
         """Save this rank's part. The trainer's own errors are its own."""
         nonce = asked["nonce"]
         if asked.get("replace"):
-            self._saves.uploader.give_up()
+            self._saves.give_up()
         if source is None:
             self._rank_zero.part(nonce, shards.EMPTY)
             return
@@ -158,22 +157,10 @@ class Participant:
         if not sent:
             self._rank_zero.part(nonce, shards.EMPTY)
 
-    @contextmanager
-    def folder(self, metrics: Mapping[str, Any], step: int | None, resharding: bool) -> Iterator[Path]:
+    def folder(self, metrics: Mapping[str, Any], step: int | None, resharding: bool) -> AbstractContextManager[Path]:
         if self._exit is not None:
             raise self._exit()
-        start = time.monotonic()
-        with self.session.lock:
-            self._saves.make_room()
-        made = saving.new_folder(self.env.scratch)
-        try:
-            yield made
-        except BaseException:
-            saving.remove(made)
-            raise
-        with self.session.lock:
-            source = Checkpoint(made, ours=True, resharding=resharding)
-            self.report(metrics, source, step, spent=time.monotonic() - start)
+        return self._saves.folder(resharding, lambda source, spent: self.report(metrics, source, step, spent=spent))
 
     # What rank 0 decides besides.
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from trialkeeper.contract import Message
 from trialkeeper.environment import reserved
 from trialkeeper.errors import StaleAttempt, TrialPreempted, TrialStopped, WorldSizeChanged
 from trialkeeper.manifest import Progress
-from trialkeeper.metrics import flatten, written
+from trialkeeper.metrics import of_report, written
 from trialkeeper.ranks import shards
 from trialkeeper.saves import FlushResult, Head, Saves
 from trialkeeper.saving import Save
@@ -32,7 +32,6 @@ from trialkeeper.tally import Tally
 
 HOLD_LIMIT = 10.0  # seconds that a trainer waits for the drill's kill
 CLOSING = 60.0  # seconds in which the upload process sends the last results, if nobody has asked this pod to go
-FORCED = "should_checkpoint"  # among the metrics: have this report's save made
 READY = (
     "report() is given finished checkpoints, so none can be made when it is due, at the end, or when the pod must go: "
     "pass a function save(folder) instead, or ask trialkeeper.checkpoint_due() before each"
@@ -176,13 +175,8 @@ class Reporter:
     ) -> None:
         if self._exit is not None:
             raise self._exit()
-        forced = False
-        if isinstance(reported, Mapping):
-            forced = bool(reported.get(FORCED))
-            reported = {k: v for k, v in reported.items() if k != FORCED}
-        flat = flatten(reported)
-        if source is not None and not isinstance(source, Checkpoint) and not callable(source):
-            raise TypeError(f"checkpoint= takes a Checkpoint or a function save(folder), not {type(source).__name__}")
+        flat, forced = of_report(reported)
+        saving.check_source(source)
         if not self._begun:
             self._begin(asked=False)
         self._adopt_settings()
@@ -327,27 +321,12 @@ class Reporter:
             return False
         return self._saves.why(self._tally.iteration + 1) is not None
 
-    @contextmanager
-    def folder(self, metrics: Mapping[str, Any], step: int | None, resharding: bool) -> Iterator[Path]:
+    def folder(self, metrics: Mapping[str, Any], step: int | None, resharding: bool) -> AbstractContextManager[Path]:
         """A folder of ours; leaving it cleanly is a report."""
         if self._exit is not None:
             raise self._exit()
         self._asked_when = True
-        start = time.monotonic()
-        with self.session.lock:
-            self._saves.make_room()
-        made = saving.new_folder(self.env.scratch)
-        try:
-            yield made
-        except BaseException:
-            saving.remove(made)
-            raise
-        with self.session.lock:
-            source = Checkpoint(made, ours=True, resharding=resharding)
-            try:
-                self.report(metrics, source, step, spent=time.monotonic() - start)
-            finally:
-                source.discard()  # if it was not taken
+        return self._saves.folder(resharding, lambda source, spent: self.report(metrics, source, step, spent=spent))
 
     def preemption(self) -> leaving.Preemption | None:
         """What is left to this pod, if it was asked to go."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from trialkeeper import due, leaving, resuming, retention, saving, session, signals
@@ -195,6 +197,23 @@ class Saves:
 
     # How.
 
+    @contextmanager
+    def folder(self, resharding: bool, report: Callable[[Checkpoint, float], None]) -> Iterator[Path]:
+        """A folder of ours to save into; leaving it cleanly reports it, with the seconds that were spent on it.
+
+        It is gone afterwards: taken, or dropped.
+        """
+        start = time.monotonic()
+        with self._session.lock:
+            self.make_room()
+        made = saving.new_folder(self._env.scratch)
+        try:
+            yield made
+            with self._session.lock:
+                report(Checkpoint(made, ours=True, resharding=resharding), time.monotonic() - start)
+        finally:
+            saving.remove(made)
+
     def hand_over(
         self,
         source: Checkpoint | Save,
@@ -324,30 +343,32 @@ class Saves:
         )
         self.wait(lambda: not self.uploader.outstanding)
 
-    def wait(self, enough: Callable[[], bool], patience: float = resuming.PATIENCE, by: float | None = None) -> bool:
-        """Wait until there is `enough` room; gives up `patience` seconds after the store has begun to fail, at `by`
-        (monotonic), and when the pod must go. Whether there is."""
+    def wait(self, enough: Callable[[], bool], by: float | None = None) -> bool:
+        """Wait until there is `enough` room; whether there is.
+
+        Gives up some time after the store has begun to fail, at `by` (monotonic), and when the pod must go.
+        """
         start = time.monotonic()
         while not enough():
             now = time.monotonic()
             leave = self._session.leave_by() if signals.asked_to_go(self._session) else None
             if leave is not None:
                 self.uploader.hurry(leave - now)
-            ends = [end for end in (leave, by, self._give_up(now, patience)) if end is not None]
+            ends = [end for end in (leave, by, self._give_up(now)) if end is not None]
             if ends and now >= min(ends):
                 break
             self.hear(min([LISTEN, *(end - now for end in ends)]))
         self.counts.waited += time.monotonic() - start
         return enough()
 
-    def _give_up(self, now: float, patience: float) -> float | None:
+    def _give_up(self, now: float) -> float | None:
         """When to wait no longer for a store that fails; None while it does not."""
         failing = self.uploader.failing
         if failing is None:
             self._patient_from = None
             return None
         self._patient_from = self._patient_from or now
-        return self._patient_from + (patience if failing.kind == "unreachable" else 0.0)
+        return self._patient_from + (resuming.PATIENCE if failing.kind == "unreachable" else 0.0)
 
     # The end.
 

@@ -51,6 +51,15 @@ def committed_files(store: Store) -> list[Entry]:
     return []
 
 
+def check_source(source: object) -> None:
+    """See to it that it is something that a report can save.
+
+    :raises TypeError: if it is not.
+    """
+    if source is not None and not isinstance(source, Checkpoint) and not callable(source):
+        raise TypeError(f"checkpoint= takes a Checkpoint or a function save(folder), not {type(source).__name__}")
+
+
 class Staged(NamedTuple):
     """A folder of ours with the trainer's files, the kind of checkpoint that it will be, and its bytes."""
 
