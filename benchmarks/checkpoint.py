@@ -394,27 +394,30 @@ def _median(rounds: Rounds, case: str, what: str) -> float:
     return statistics.median(r[case][what] for r in rounds)
 
 
+def _costs(rounds: Rounds, gib: float, way: str, ours: str, minio: str) -> Results:
+    """What one way costs, and what it costs minio-py."""
+    return {
+        f"{way}_mb_s": gib * 1073.74 / _median(rounds, ours, "seconds"),
+        f"{way}_cpu_s_gib": _median(rounds, ours, "cpu") / gib,
+        f"{way}_cpu_s_gib_minio": _median(rounds, minio, "cpu") / gib,
+        f"{way}_foreign_cores": _median(rounds, ours, "foreign"),
+        f"{way}_rss_mb": _median(rounds, ours, "rss"),
+    }
+
+
 def upload_results(rounds: Rounds, gib: float) -> Results:
     return {
         "upload_ratio": _ratio(rounds, "put_ours", "put_raw"),
         "upload_ratio_minio": _ratio(rounds, "put_ours", "put_minio"),
-        "upload_mb_s": gib * 1073.74 / _median(rounds, "put_ours", "seconds"),
-        "upload_cpu_s_gib": _median(rounds, "put_ours", "cpu") / gib,
         "upload_cpu_s_gib_raw": _median(rounds, "put_raw", "cpu") / gib,
-        "upload_cpu_s_gib_minio": _median(rounds, "put_minio", "cpu") / gib,
-        "upload_foreign_cores": _median(rounds, "put_ours", "foreign"),
-        "upload_rss_mb": _median(rounds, "put_ours", "rss"),
+        **_costs(rounds, gib, "upload", "put_ours", "put_minio"),
     }
 
 
 def download_results(rounds: Rounds, gib: float) -> Results:
     return {
         "download_ratio": _ratio(rounds, "get_ours", "get_minio"),
-        "download_mb_s": gib * 1073.74 / _median(rounds, "get_ours", "seconds"),
-        "download_cpu_s_gib": _median(rounds, "get_ours", "cpu") / gib,
-        "download_cpu_s_gib_minio": _median(rounds, "get_minio", "cpu") / gib,
-        "download_foreign_cores": _median(rounds, "get_ours", "foreign"),
-        "download_rss_mb": _median(rounds, "get_ours", "rss"),
+        **_costs(rounds, gib, "download", "get_ours", "get_minio"),
     }
 
 

@@ -32,13 +32,6 @@ def server(request: pytest.FixtureRequest) -> Iterator[Fake]:
         yield running
 
 
-@pytest.fixture
-def store(server: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Store]:
-    monkeypatch.setattr(wire, "PAUSE_LIMIT", 0.02)
-    with opened(server.url, tmp_path) as found:
-        yield found
-
-
 def times(number: int, fault: Fault, method: str, key: str = "") -> Callable[[Request], Fault | None]:
     """The fault for the first so many requests of a method to keys with this in them."""
     left = [number]

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from fake_s3 import Fake, Fault, Request, fake_s3
 from manifests import body, entry
 from minio_server import KEYS
-from stores import environment_of, opened
+from stores import environment_of
 from trialkeeper import manifest
 from trialkeeper.errors import CheckpointCorrupt
 from trialkeeper.store import Missing, Unreachable, files, transfer, wire
@@ -38,13 +38,6 @@ MIB = 1 << 20
 def server() -> Iterator[Fake]:
     with fake_s3(honest=True) as running:
         yield running
-
-
-@pytest.fixture
-def store(server: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Store]:
-    monkeypatch.setattr(wire, "PAUSE_LIMIT", 0.02)
-    with opened(server.url, tmp_path) as found:
-        yield found
 
 
 def made(tmp_path: Path, **contents: bytes) -> Path:

@@ -160,14 +160,14 @@ class Words:
         :raises BrokenPipeError: if nobody is there any more.
         """
         self._unsaid += line
-        poll = select.poll()
-        poll.register(self._descriptor, select.POLLOUT)
         end = time.monotonic() + timeout
         while self._unsaid:
             try:
                 del self._unsaid[: os.write(self._descriptor, self._unsaid[:MOUTHFUL])]
             except BlockingIOError:
                 left = end - time.monotonic()
+                poll = select.poll()
+                poll.register(self._descriptor, select.POLLOUT)
                 if left <= 0 or not poll.poll(left * 1000):
                     return False
         return True

@@ -1,14 +1,13 @@
 """The upload process: takes saves in their order, commits each, and answers; it outlives its trainer for a moment.
 
-It has a lower priority than its trainer. Signals are its trainer's business: it goes
-when nobody is at the other end of its pipe any more and what is in hand is done, or the grace is over.
+It has a lower priority than its trainer. Signals are its trainer's business: it goes when nobody is at the other end
+of its pipe any more and what is in hand is done, or the grace is over.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -82,7 +81,7 @@ class Process:
 
     def _drop(self, save: Save) -> None:
         self._waiting.remove(save)
-        shutil.rmtree(save.folder, ignore_errors=True)
+        saving.remove(Path(save.folder))
         self._say(Dropped(save.number))
 
     def _hurry(self, seconds: float) -> None:
@@ -157,7 +156,7 @@ class Process:
     def _done(self, save: Save) -> None:
         with self._news:
             self._waiting.remove(save)
-        shutil.rmtree(save.folder, ignore_errors=True)
+        saving.remove(Path(save.folder))
 
     def _failed(self, save: Save, error: Exception) -> None:
         missing = isinstance(error, shards.PartMissing)
