@@ -1,7 +1,7 @@
 """The upload process: takes saves in their order, commits each, and answers; it outlives its trainer for a moment.
 
-It has a lower priority than its trainer. Signals are its trainer's business: it goes when nobody is at the other end
-of its pipe any more and what is in hand is done, or the grace is over.
+It has the lowest priority, so that it takes what the trainer leaves. Signals are its trainer's business: it goes when
+nobody is at the other end of its pipe any more and what is in hand is done, or the grace is over.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from trialkeeper.store.opening import open_store
 from trialkeeper.upload import messages
 from trialkeeper.upload.messages import Committed, Dropped, Failed, Fenced, Refused, Save, Synced
 
-NICENESS = 5  # a quarter of a busy trainer's share; at 19, where all CPUs are taken, a first save took minutes
 PAUSE, PAUSE_LIMIT = 2.0, 60.0  # seconds after a save that failed, doubled each time, and at most
 UNPRUNED = 2  # saves of a trainer that saves faster than they are sent, after which retention looks nevertheless
 MARGIN = 0.5  # seconds of the grace that are left to the trainer's own end
@@ -270,7 +269,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):
-        os.nice(NICENESS)
+        os.nice(19)
     # Whatever is printed here by accident must not get between the answers.
     answers = os.dup(1)
     os.dup2(2, 1)

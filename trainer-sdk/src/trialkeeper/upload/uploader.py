@@ -22,7 +22,7 @@ from trialkeeper.upload.messages import Answer, Committed, Dropped, Failed, Fenc
 DEATHS = 2  # of upload processes in a row, after which what they had in hand is given up
 # Not by -m, which looks for every module in the current folder first: a trainer's data may be called json.py.
 BEGIN = "import sys; sys.path[:1] == [''] and sys.path.pop(0); import trialkeeper.upload.__main__"
-REAP = 0.2  # seconds for a process that is over to be gone; one of a lower priority may take longer
+REAP = 0.2  # seconds for a process that is over to be gone; one of the lowest priority may take longer
 EAR = 0.2  # seconds in which the process, if it is well, has read what it is told
 
 
