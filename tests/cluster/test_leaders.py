@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
@@ -252,6 +253,50 @@ def test_a_lost_lease_ends_in_a_fresh_process(play: Play, fakes: Cluster, tmp_pa
             assert len(one.said("leading")) == 2
 
     play(story)
+
+
+@pytest.mark.timeout(150)
+def test_a_leader_whose_pod_is_not_ready_yields_to_one_whose_pod_is(fakes: Cluster, tmp_path: Path) -> None:
+    space = make_namespace(fakes)
+    make_pods(fakes, space, "one", "two")
+    set_ready(fakes, space, one=True, two=False)
+    with ExitStack() as stack:
+        one = stack.enter_context(replica(fakes, tmp_path, "one", space, [space]))
+        until("the first to lead", one.leads, seconds=20)
+        two = stack.enter_context(replica(fakes, tmp_path, "two", space, [space]))
+        until("the second to stand back", lambda: two.said("standing back for one"), seconds=20)
+        # As when its node's kubelet has gone: the process lives on, and the Lease with it.
+        set_ready(fakes, space, one=False, two=True)
+        until("the second to lead", two.leads, seconds=60)
+        until("the first to begin anew", lambda: one.said("standing back for two"), seconds=20)
+        assert one.said("beginning anew")
+        assert labelled(fakes, space) == ["two"]
+        assert lead(one, two) == ["two"]
+        # And back again: whoever stood back stands for the Lease as soon as its pod is Ready.
+        set_ready(fakes, space, one=True, two=False)
+        until("the first to lead again", one.leads, seconds=60)
+        until("the label to follow", lambda: labelled(fakes, space) == ["one"], seconds=20)
+
+
+def make_pods(fakes: Cluster, namespace: str, *pods: str) -> None:
+    """Pods of replicas, as far as the API server is concerned: no scheduler and no node ever takes them."""
+    labels = {f"app.kubernetes.io/{k}": v for k, v in (("name", "trialkeeper"), ("component", "operator"))}
+    container = {"name": "operator", "image": "operator"}
+    for name in pods:
+        spec = {"schedulerName": "nobody", "containers": [container]}
+        body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels}, "spec": spec}
+        fakes.kubectl("apply", "-n", namespace, "-f", "-", stdin=json.dumps(body))
+
+
+def set_ready(fakes: Cluster, namespace: str, **pods: bool) -> None:
+    for name, ready in pods.items():
+        change = {"status": {"conditions": [{"type": "Ready", "status": str(ready)}]}}
+        fakes.kubectl("patch", "pod", name, "-n", namespace, "--subresource=status", "-p", json.dumps(change))
+
+
+def labelled(fakes: Cluster, namespace: str) -> list[str]:
+    found = fakes.kubectl("get", "pods", "-n", namespace, "-l", "trialkeeper.dev/leader=true", "-o", "name")
+    return [line.removeprefix("pod/") for line in found.split()]
 
 
 def test_what_no_fresh_process_could_mend_ends_with_a_code(fakes: Cluster, tmp_path: Path) -> None:

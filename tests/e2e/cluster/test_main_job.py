@@ -28,7 +28,7 @@ WITH_THE_NODE = {
 }
 
 
-TRIALS, EPOCHS = 4, 100  # few and long, so that a kill does not come after the end
+TRIALS, EPOCHS = 4, 400  # few and long, so that a kill does not come after the end
 
 
 def longer(trials: int = TRIALS, epochs: int = EPOCHS) -> Object:

@@ -1,7 +1,7 @@
 """One replica from its start to its end: wait for the Lease, lead, and let go of it.
 
-A replica that has lost the Lease replaces itself by a fresh process (`os.execv`): nothing that was in flight can
-reach the cluster any more, and Kubernetes counts no restart against the pod.
+A replica that has lost the Lease, or yields it, replaces itself by a fresh process (`os.execv`): nothing that was in
+flight can reach the cluster any more, and Kubernetes counts no restart against the pod.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trialkeeper.store.address import Bucket
-from trialkeeper_operator.api import names
 from trialkeeper_operator.cluster.access import connect
 from trialkeeper_operator.cluster.kube import Kube
 from trialkeeper_operator.decide.pods import Site
 from trialkeeper_operator.reconcile.loop import Operator
-from trialkeeper_operator.reconcile.ports import ClusterError, Object
 from trialkeeper_operator.serve.claims import Claims
 from trialkeeper_operator.serve.credentials import Credentials, NoKeys, ensure_bucket
+from trialkeeper_operator.serve.endpoint import Endpoint, Outdone
 from trialkeeper_operator.serve.handlers import KopfSource, WatchEnded
 from trialkeeper_operator.serve.health import Health, listen
 from trialkeeper_operator.serve.leader import Elector, LeaseLost
@@ -40,8 +39,6 @@ log = logging.getLogger(__name__)
 
 HTTP_PORT = 8080
 REPORT_PORT = 8443
-LABEL_LEADER = f"{names.GROUP}/leader"
-LABEL_SECONDS = 10.0  # between two looks at who has the leader's label
 _BUCKET_RETRY = 1.0
 
 
@@ -73,7 +70,8 @@ def site(settings: Settings) -> Site:
 async def run(settings: Settings, place: Place, *, http_port: int = HTTP_PORT, report_port: int = REPORT_PORT) -> None:
     """Serve until SIGTERM or SIGINT.
 
-    :raises LeaseLost: when the Lease is lost, as WatchEnded when the watch is; the caller starts the process anew.
+    :raises LeaseLost: when the Lease is lost, as WatchEnded when the watch is, and Outdone when another replica
+        should lead; the caller starts the process anew.
     """
     metrics = Metrics()
     health = Health(metrics)
@@ -88,7 +86,8 @@ async def run(settings: Settings, place: Place, *, http_port: int = HTTP_PORT, r
         )
         stack.push_async_callback(kube.close)
         elector = Elector(kube, place.namespace, settings.lease, f"{place.pod}_{os.urandom(4).hex()}")
-        replica = Replica(settings, place, kube, metrics, health, elector, report_port)
+        endpoint = Endpoint(kube, place.namespace, place.pod)
+        replica = Replica(settings, place, kube, metrics, health, elector, endpoint, report_port)
         main = asyncio.create_task(replica.main())
         beat = asyncio.create_task(health.run())
         stop = asyncio.create_task(stopped.wait())
@@ -100,7 +99,7 @@ async def run(settings: Settings, place: Place, *, http_port: int = HTTP_PORT, r
         error = None if main.cancelled() else main.exception()
         if error is None:
             await replica.let_go()
-        if error is None or not renewable(error):
+        if error is None or isinstance(error, Outdone) or not renewable(error):
             # Only now that nothing of ours is in flight may the next replica begin.
             await elector.release()
         if error is not None:
@@ -118,6 +117,7 @@ class Replica:
     metrics: Metrics
     health: Health
     elector: Elector
+    endpoint: Endpoint
     report_port: int
     claims: Claims | None = None
 
@@ -128,7 +128,8 @@ class Replica:
 
     async def main(self) -> None:
         """Wait for the Lease, then lead until it is lost or this is cancelled."""
-        await self._label(None)
+        await self.endpoint.leave()
+        await self.endpoint.wait()
         await self.elector.acquire()
         self.metrics.leader.set(1)
         try:
@@ -171,7 +172,7 @@ class Replica:
         tasks.create_task(operator.run(), name="operator")
         if self.settings.report is not None:
             await self._serve_reports(operator, credentials, self.settings.report)
-        tasks.create_task(self._stay_labelled(), name="label")
+        tasks.create_task(self.endpoint.stay(), name="endpoint")
 
     def _passed(self, kind: str, seconds: float, failed: bool) -> None:
         self.metrics.reconciles.labels(kind).observe(seconds)
@@ -210,37 +211,12 @@ class Replica:
                 said = True
             await asyncio.sleep(_BUCKET_RETRY)
 
-    async def _stay_labelled(self) -> None:
-        """See to it that reports arrive here, whatever becomes of the label: the report Service selects by it."""
-        while True:
-            await self._label("true")
-            await asyncio.sleep(LABEL_SECONDS)
-
-    async def _label(self, leader: str | None) -> None:
-        """Say on this pod whether it leads; on taking over, take the label from whoever else still has it."""
-        try:
-            labelled = []
-            if leader:
-                pods = self.kube.list(names.POD, self.place.namespace, {LABEL_LEADER: "true"})
-                labelled = [pod["metadata"]["name"] async for pod in pods]
-            for name in labelled:
-                if name != self.place.pod:
-                    await self._set_label(name, None)
-            if leader is None or self.place.pod not in labelled:
-                await self._set_label(self.place.pod, leader)
-        except ClusterError as error:
-            log.warning("the leader's label could not be set, so pods' reports may not arrive: %s", error)
-
-    async def _set_label(self, pod: str, leader: str | None) -> None:
-        change: Object = {"metadata": {"labels": {LABEL_LEADER: leader}}}
-        await self.kube.patch(names.POD, self.place.namespace, pod, change)
-
 
 def renewable(error: BaseException) -> bool:
     """Whether a fresh process can do what this one cannot any more; else somebody has to mend something."""
     if isinstance(error, BaseExceptionGroup):
         return any(renewable(inner) for inner in error.exceptions)
-    return isinstance(error, (LeaseLost, WatchEnded))
+    return isinstance(error, (LeaseLost, WatchEnded, Outdone))
 
 
 def again() -> None:
