@@ -128,6 +128,25 @@ class Installed:
         self.kubectl("wait", "--for=condition=Ready", "node", "--all", "--timeout=90s")
         until("nodes without taints", lambda: not any(n["spec"].get("taints") for n in self.items("nodes", "default")))
 
+    @contextmanager
+    def tainted(self, node: str, taint: str) -> Iterator[None]:
+        """A node with a taint, `key=value:effect`, which it has not for the tests that follow, whatever happens."""
+        self.kubectl("taint", "node", node, taint)
+        try:
+            yield
+        finally:
+            self.kubectl("taint", "node", node, f"{taint.partition('=')[0]}-")
+
+    @contextmanager
+    def drained(self, node: str, selector: str) -> Iterator[None]:
+        """A node that gave away its pods of a label and takes none, until this is over."""
+        options = ("--ignore-daemonsets", "--delete-emptydir-data", "--force", f"--pod-selector={selector}")
+        try:
+            self.kubectl("drain", node, *options)
+            yield
+        finally:
+            self.kubectl("uncordon", node)
+
     def leader(self) -> Object:
         """The operator's pod that leads, once there is exactly one."""
 

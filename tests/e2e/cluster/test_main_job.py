@@ -6,6 +6,7 @@ The proof is that of the laptop: on raw results and final weights.
 from __future__ import annotations
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,8 @@ def test_every_kill_costs_no_trial_and_changes_no_weight(installed: Installed, n
     # Not the leader's own node: the ending of a pod that goes while nobody looks is another case, below.
     trial = installed.running(namespace, off=installed.leader()["spec"]["nodeName"])
     node = installed.node_of(namespace, trial["status"]["pod"]["name"])
-    installed.kubectl("taint", "node", node, "test/spot=gone:NoExecute")
-    happened(trial, "Preempted", "DeletionByTaintManager")
-    installed.kubectl("taint", "node", node, "test/spot-")
+    with installed.tainted(node, "test/spot=gone:NoExecute"):
+        happened(trial, "Preempted", "DeletionByTaintManager")
 
     if isinstance(installed.cluster, Cluster):
         trial = installed.running(namespace)
@@ -96,11 +96,8 @@ def test_every_kill_costs_no_trial_and_changes_no_weight(installed: Installed, n
 
     trial = installed.running(namespace)
     node = installed.node_of(namespace, trial["status"]["pod"]["name"])
-    installed.kubectl(
-        "drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--force", f"--pod-selector={names.LABEL_TRIAL}"
-    )
-    happened(trial, "Preempted", "EvictionByEvictionAPI")
-    installed.kubectl("uncordon", node)
+    with installed.drained(node, names.LABEL_TRIAL):
+        happened(trial, "Preempted", "EvictionByEvictionAPI")
 
     experiment = installed.await_success(namespace, "digits")
     assert experiment["status"]["counts"] == {"Succeeded": TRIALS}
@@ -115,17 +112,28 @@ def test_every_kill_costs_no_trial_and_changes_no_weight(installed: Installed, n
     prove(installed, trials, experiment, tmp_path)
 
 
+def references(trials: list[tuple[str, Object]], folder: Path) -> dict[str, Path]:
+    """What each trial is compared with, by its name: a run that nobody killed; two at a time."""
+
+    def run(trial: tuple[str, Object]) -> Path:
+        name, spec = trial
+        return undisturbed(name, spec["seed"], spec["parameters"], folder)
+
+    with ThreadPoolExecutor(2) as threads:
+        return dict(zip([name for name, _ in trials], threads.map(run, trials), strict=True))
+
+
 def prove(installed: Installed, trials: list[Object], experiment: Object, folder: Path) -> None:
     """Section by section what design means by lossless: continuity, repeated = lost, curve and weights equal."""
     uid, namespace = experiment["metadata"]["uid"], experiment["metadata"]["namespace"]
     store = installed.mirror(f"{namespace}/digits-{uid[:8]}", folder / "bucket")
     wrong: dict[str, list[str]] = {}
+    alone = references([(t["metadata"]["name"], t["spec"]) for t in trials], folder / "reference")
     for trial in trials:
         prefix = store / f"{trial['spec']['index']:05d}"
         told = {"attempts": [{"lostIterations": h.get("lostIterations", 0)} for h in trial["status"]["history"]]}
-        name, spec = trial["metadata"]["name"], trial["spec"]
-        reference = undisturbed(name, spec["seed"], spec["parameters"], folder / "reference")
-        found = violations(prefix, told, reference)
+        name = trial["metadata"]["name"]
+        found = violations(prefix, told, alone[name])
         if len(bases(prefix)) != trial["status"]["attempt"]:
             found.append(f"{len(bases(prefix))} attempts in the store, {trial['status']['attempt']} in the status")
         if found:

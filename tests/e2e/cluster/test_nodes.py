@@ -9,11 +9,26 @@ import pytest
 
 from e2e.cluster.installed import SYSTEM, Installed
 from e2e.cluster.test_main_job import ended, go_on, longer
+from testbed.wait import until
 
 Object = dict[str, Any]
 
 # Node monitor grace 12 s here (40 to 50 s elsewhere), 30 s of toleration, and what seeing and starting take.
 BOUND = 12 + 30 + 25
+
+
+def lead_from(installed: Installed, node: str) -> None:
+    """Have the replica on a node lead, and another one stand by: whoever leads elsewhere is deleted and replaced."""
+
+    def there() -> bool:
+        pod = installed.leader()
+        if pod["spec"]["nodeName"] == node:
+            return True
+        installed.kubectl("delete", "pod", "-n", SYSTEM, pod["metadata"]["name"])
+        return False
+
+    until(f"a leader on {node}", there, seconds=60)
+    installed.kubectl("rollout", "status", "-n", SYSTEM, "deployment", "-l", "app.kubernetes.io/component=operator")
 
 
 @pytest.mark.timeout(400)
@@ -27,6 +42,9 @@ def test_the_trials_of_a_lost_node_go_on_on_the_other_one(installed: Installed, 
     trial = installed.running(namespace, off=safe)
     assert installed.node_of(namespace, trial["status"]["pod"]["name"]) == victim
     node = cluster.node(victim)
+    if alive:
+        # The worst place for it: its process lives on and renews the Lease, and no report can reach it any more.
+        lead_from(installed, victim)
     began = time.monotonic()
     if alive:
         node.stop_kubelet()
