@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import zlib
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -67,6 +68,74 @@ def test_equal_input_gives_equal_bytes() -> None:
 def test_ten_thousand_trials_are_below_300_kib() -> None:
     size = len(encode(experiment(), trials(10_000)))
     assert size < 300 * 1024, size
+
+
+def harsh(count: int) -> list[dict[str, Any]]:
+    """Trials in which nothing repeats: three continuous parameters, two metrics, and every digit that a float has."""
+    rng = random.Random(2)
+
+    def seconds() -> float:
+        return rng.uniform(10, 4000)
+
+    def metric() -> dict[str, float]:
+        first, last = rng.random(), rng.random()
+        return {"last": last, "min": min(first, last), "max": max(first, last)}
+
+    def stamp() -> str:
+        return datetime.fromtimestamp(1.79e9 + rng.randrange(10**6), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+    return [
+        trial(
+            f"exp-{i}",
+            index=i,
+            spec={
+                "parameters": {"lr": 10 ** rng.uniform(-5, -1), "momentum": rng.random(), "decay": rng.random()},
+                "seed": rng.getrandbits(53),
+            },
+            phase="Succeeded",
+            attempt=(attempt := rng.randint(1, 4)),
+            closed=attempt,
+            disruptions=attempt - 1,
+            iteration=(iteration := rng.randint(1, 200)),
+            trainedSeconds=seconds(),
+            runningSeconds=seconds(),
+            lostWork={"iterations": rng.randint(0, 5), "seconds": seconds(), "restartSeconds": seconds()},
+            metrics={"loss": metric(), "accuracy": metric()},
+            checkpoint={
+                "attempt": attempt,
+                "iteration": iteration,
+                "key": f"manifests/a{attempt:06d}-i{iteration:012d}.json",
+                "time": stamp(),
+            },
+            startTime=stamp(),
+            completionTime=stamp(),
+        )
+        for i in range(count)
+    ]
+
+
+def test_ten_thousand_trials_in_which_nothing_repeats_fit_into_a_config_map() -> None:
+    size = len(encode(experiment(), harsh(10_000)))
+    assert size < 0.9 * snapshot.COMPRESSED_LIMIT, size
+
+
+def test_parameters_are_exact_and_metrics_nearly_so() -> None:
+    of, rows = experiment(), harsh(50)
+    _, found = decode(encode(of, rows))
+    (objective,) = of["spec"]["objectives"]
+    assert objective["metric"] == "loss"
+    for row, original in zip(found, rows, strict=True):
+        assert row["spec"]["parameters"] == original["spec"]["parameters"]
+        for name, digits in (("loss", 9), ("accuracy", 6)):
+            assert row["status"]["metrics"][name] == pytest.approx(
+                original["status"]["metrics"][name], rel=0.51 * 10 ** (1 - digits)
+            )
+
+
+def test_a_metric_that_never_changed_comes_back_whole() -> None:
+    one = trial(metrics={"loss": {"last": 0.5, "min": 0.5, "max": 0.5}})
+    _, (row,) = decode(encode(experiment(), [one]))
+    assert row["status"]["metrics"] == {"loss": {"last": 0.5, "min": 0.5, "max": 0.5}}
 
 
 def test_no_trials_and_trials_that_never_began() -> None:

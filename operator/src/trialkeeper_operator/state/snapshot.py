@@ -1,6 +1,7 @@
 """The snapshot's codec: an experiment's state as a few columns, compressed, for a ConfigMap's binaryData.
 
-Columns compress three times better than rows, since values of one kind stand together. A snapshot is user
+Columns compress three times better than rows, since values of one kind stand together; digits that nobody will miss
+do not compress, so seconds and metrics are rounded. Parameters are exact. A snapshot is user
 input when it is read back: its size is bounded before and while it is unpacked, its hash and schema are
 checked, and a field that is missing or of the wrong kind is refused with its name.
 """
@@ -57,7 +58,8 @@ class SnapshotInvalid(ValueError):
 def encode(experiment: Mapping[str, Any], trials: Iterable[Mapping[str, Any]]) -> bytes:
     """The compressed snapshot of raw objects; equal input gives equal bytes."""
     rows = sorted(trials, key=lambda t: t["spec"]["index"])
-    meta = experiment["metadata"]
+    meta, told = experiment["metadata"], frozenset(o["metric"] for o in experiment["spec"].get("objectives") or ())
+    stati = [_brief(row.get("status") or {}, told) for row in rows]
     document = {
         "schemaVersion": SCHEMA_VERSION,
         "experiment": {
@@ -70,11 +72,50 @@ def encode(experiment: Mapping[str, Any], trials: Iterable[Mapping[str, Any]]) -
         },
         "trials": len(rows),
         "spec": {f: _column([row["spec"].get(f) for row in rows], f) for f in _SPEC},
-        "status": {f: _column([(row.get("status") or {}).get(f) for row in rows], f) for f in _STATUS},
+        "status": {f: _column([status.get(f) for status in stati], f) for f in _STATUS},
     }
     text = json.dumps(document, separators=(",", ":"), sort_keys=True).encode()
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)  # 31: a gzip frame, whose time stamp zlib leaves 0
     return packer.compress(text) + packer.flush()
+
+
+def _brief(status: Mapping[str, Any], objectives: frozenset[str]) -> dict[str, Any]:
+    """A status without the digits that cost most of a snapshot's bytes, and without a min or max that is the last.
+
+    Objectives are what a search will be told again: they keep the nine digits that tell any two float32 apart.
+    """
+    brief = dict(status)
+    for field in ("trainedSeconds", "runningSeconds"):
+        if field in brief:
+            brief[field] = round(brief[field], 1)
+    if "lostWork" in brief:
+        brief["lostWork"] = {k: round(v, 1) for k, v in brief["lostWork"].items()}
+    if "metrics" in brief:
+        brief["metrics"] = {
+            name: _rounded(metric, 9 if name in objectives else 6) for name, metric in brief["metrics"].items()
+        }
+    return brief
+
+
+def _rounded(metric: Mapping[str, float], digits: int) -> dict[str, float]:
+    values = {k: float(f"{v:.{digits}g}") for k, v in metric.items()}
+    last = values.get("last")
+    return {k: v for k, v in values.items() if k == "last" or v != last}
+
+
+def _whole(status: dict[str, Any]) -> dict[str, Any]:
+    """A status with every min and max that `_brief` has left out."""
+    metrics = status.get("metrics")
+    if not isinstance(metrics, dict):
+        return status
+    full = {name: _extremes(metric) for name, metric in metrics.items()}
+    return {**status, "metrics": full}
+
+
+def _extremes(metric: Any) -> Any:
+    if not isinstance(metric, dict) or "last" not in metric:
+        return metric
+    return {"min": metric["last"], "max": metric["last"], **metric}
 
 
 def _column(values: Sequence[Any], field: str) -> Any:
@@ -169,7 +210,7 @@ def decode(data: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         {part: {f: v[i] for f, v in table.items() if v[i] is not None} for part, table in tables.items()}
         for i in range(count)
     ]
-    return experiment, trials
+    return experiment, [{**trial, "status": _whole(trial["status"])} for trial in trials]
 
 
 def name_of(experiment: str) -> str:
