@@ -205,12 +205,17 @@ class Installed:
             forward.terminate()
             forward.wait(10)
 
+    def store_keys(self) -> tuple[str, str]:
+        """Access key and secret key of the chart's store."""
+        secret = self.items("secrets", SYSTEM, "-l", "app.kubernetes.io/component=store")[0]["data"]
+        access, secret_key = (base64.b64decode(secret[k]).decode() for k in ("access-key", "secret-key"))
+        return access, secret_key
+
     def mirror(self, prefix: str, folder: Path) -> Path:
         """Everything below a prefix of the chart's bucket, laid out as a directory store is; the prefix's folder."""
         from minio import Minio
 
-        secret = self.items("secrets", SYSTEM, "-l", "app.kubernetes.io/component=store")[0]["data"]
-        access, secret_key = (base64.b64decode(secret[k]).decode() for k in ("access-key", "secret-key"))
+        access, secret_key = self.store_keys()
         with self.forwarded("service/trialkeeper-store", 9000) as port:
             client = Minio(
                 f"127.0.0.1:{port}", access_key=access, secret_key=secret_key, secure=False, region="us-east-1"

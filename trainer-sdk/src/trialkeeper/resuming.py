@@ -288,6 +288,7 @@ def _begun(env: Environment, found: tuple[Checkpoint, str] | None, lost: int, be
         "trial": env.trial,
         "experiment": env.experiment,
         "parameters": dict(env.parameters),
+        "seed": env.seed,
         "objectives": env.settings.get("objectives") or [],
     }
     return Begun(base, reference, resumed, record)

@@ -1,4 +1,5 @@
-"""The command `trialkeeper snapshot show`: what an experiment's snapshot holds, from a file, a run, or a cluster.
+"""The commands `trialkeeper snapshot show`: what an experiment's snapshot holds, from a file, a run, or a cluster; and
+`fetch`: one made of a store alone.
 
 A snapshot is anybody's input, so nothing of it reaches a terminal before it has been through the models, and
 then without control characters.
@@ -18,17 +19,23 @@ if TYPE_CHECKING:
     from trialkeeper_operator.api.experiment import Experiment
     from trialkeeper_operator.api.trial import Trial
 
-    Object = dict[str, Any]
+Object = dict[str, Any]
 
 BAD_INPUT = 2
 BYTES = 8 << 20  # of a file: a ConfigMap's mebibyte in base64 and YAML, several times
+APPLICABLE = 250 * 1024  # characters: kubectl keeps what it applies in an annotation, which holds 256 KiB
+# What a store does not say of its experiment, for the models that want it.
+UNTOLD: Object = {
+    "parameters": [{"name": "untold", "fixed": 0}],
+    "template": {"spec": {"containers": [{"name": "untold", "image": "untold"}]}},
+}
 
 
 class NoSnapshot(LookupError):
     """Raised when there is no snapshot where one was looked for; the message says what to do."""
 
 
-Fetch = Callable[[str, str], "Object"]
+Fetch = Callable[[str, str], Object]
 
 
 def fetch(name: str, namespace: str) -> Object:
@@ -84,6 +91,38 @@ def show(name: str | None, file: Path | None, folder: Path, namespace: str | Non
         click.echo("\n".join(table([head, *cells])))
 
 
+@snapshot.command("fetch")
+@click.argument("where")
+def rebuild(where: str) -> None:
+    """Make the snapshot of an experiment whose cluster is gone out of its store, and print it for kubectl.
+
+    WHERE is the bucket (s3://bucket/namespace/experiment-uid?endpoint=http://host:port, keys in AWS_ACCESS_KEY_ID and
+    AWS_SECRET_ACCESS_KEY), or a folder that is a copy of it. Trials that have ended are in it as ended; the others
+    will go on from their newest checkpoint. Nothing is changed.
+    """
+    from trialkeeper.results.known import BadPlace, NotThere
+    from trialkeeper_operator.local.fetching import NotRebuilt, fetch
+    from trialkeeper_operator.state.snapshot import name_of
+
+    try:
+        found = fetch(where)
+    except (NotRebuilt, NotThere, BadPlace, ImportError, OSError) as wrong:
+        click.echo(f"trialkeeper: {wrong}", err=True)
+        sys.exit(BAD_INPUT)
+    text = json.dumps(found.config_map, indent=1)
+    click.echo(text)
+    name = name_of(found.experiment)
+    held = f"{found.trials} trials, {found.finished} of them over, in ConfigMap {name} of namespace {found.namespace}"
+    notes = [f"{held}: apply it, then an Experiment there with restoreFrom: {{configMap: {name}}}"]
+    if found.unknown:
+        some = ", ".join(map(str, found.unknown[:10])) + (", ..." if len(found.unknown) > 10 else "")
+        notes.append(f"trials {some} had not begun when the cluster went: what they were to try is not known")
+    if len(text) > APPLICABLE:
+        notes.append("it is too long for kubectl apply: use kubectl apply --server-side -f -")
+    for note in notes:
+        click.echo(f"trialkeeper: {_plain(note)}", err=True)
+
+
 def _found(name: str, folder: Path, namespace: str | None, fetch: Fetch) -> Object:
     """The snapshot of a run on this machine, unless a namespace is given; else the cluster's."""
     from trialkeeper_operator.local.donors import find
@@ -136,10 +175,9 @@ def _models(found: Object, rows: Sequence[Object]) -> tuple[Experiment, list[Tri
 
     meta = {field: str(found.get(field, "")) for field in ("name", "namespace", "uid")}
     owner = {"experiment": meta["name"], "experimentUid": meta["uid"]}
+    spec = {**UNTOLD, **said} if isinstance(said := found.get("spec"), dict) else said
     try:
-        experiment = Experiment.from_object(
-            {"metadata": meta, "spec": found.get("spec"), "status": found.get("status")}
-        )
+        experiment = Experiment.from_object({"metadata": meta, "spec": spec, "status": found.get("status")})
         trials = [
             Trial.from_object(
                 {
