@@ -155,5 +155,5 @@ def undisturbed(name: str, seed: int, parameters: Row, folder: Path, script: str
         "TRIALKEEPER_SCRATCH": str(folder / "scratch" / name),
         "TRIALKEEPER_TERMINATION_LOG": os.devnull,
     }
-    subprocess.run([sys.executable, script], cwd=EXAMPLES, env=env, check=True, timeout=120)
+    subprocess.run([sys.executable, script], cwd=EXAMPLES, env=env, check=True, timeout=300)
     return folder / name
