@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from time import gmtime, strftime
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
@@ -53,7 +54,7 @@ class Fake:
     page: int = 1000
     swallow: bool = False  # whether bodies of parts are read and dropped, and their sizes kept
     swallowed: list[int] = field(default_factory=list)
-    modified: str = "2026-11-24T12:00:00.000Z"  # of every object
+    modified: str = field(default_factory=lambda: strftime("%Y-%m-%dT%H:%M:%S.000Z", gmtime()))  # of every object
     objects: dict[str, tuple[bytes, dict[str, str]]] = field(default_factory=dict)
     uploads: dict[str, dict[int, bytes]] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
