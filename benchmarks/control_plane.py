@@ -16,7 +16,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,16 +77,13 @@ async def _measure(running: Cluster, folder: Path, trials: int, kills: int) -> i
         await watch.stop()
         await plane.close()
     waits = sorted(watch.made[trial, n + 1] - watch.ended[trial, n] for trial, n in victims)
-    return _tell(trials, waits, sum(spent.values()) / len(victims), memory)
+    return _tell(trials, waits, spent / len(victims), memory)
 
 
-def _writes(operator: Replica) -> Counter[str]:
+def _writes(operator: Replica) -> int:
     """Writes for trials and pods that the operator has sent, refused ones too."""
-    calls = Counter[str]()
-    for (verb, kind), n in operator.calls().items():
-        if verb in WRITES and kind in (names.TRIAL, names.POD):
-            calls[kind] += n
-    return calls
+    kinds = (names.TRIAL, names.POD)
+    return sum(n for (verb, kind), n in operator.calls().items() if verb in WRITES and kind in kinds)
 
 
 class Watch:

@@ -7,12 +7,11 @@ they are, their last words say which trials are over; all others go on from thei
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from trialkeeper import contract
 from trialkeeper.results.finding import find
-from trialkeeper.results.known import Objective
 from trialkeeper.results.reading import Results, StoredCheckpoint, Trial
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.times import stamp
@@ -53,11 +52,10 @@ def fetch(where: str) -> Fetched:
         namespace, folder = _place(trials)
         experiment = results.experiment
         uid = folder.removeprefix(f"{experiment}-")
-        rows = [_row(trial, results.objectives) for trial in trials]
-    if uid == folder or not names.is_experiment_name(experiment):
-        raise NotRebuilt(f"{where}: {folder[:80]} is no experiment's folder: <experiment>-<short uid> is one")
-    made = [row for row in rows if row is not None]
-    spec = {"objectives": [_objective(o) for o in results.objectives]}
+        if uid == folder or not names.is_experiment_name(experiment):
+            raise NotRebuilt(f"{where}: {folder[:80]} is no experiment's folder: <experiment>-<short uid> is one")
+        made = [row for row in map(_row, trials) if row is not None]
+        spec = {"objectives": [asdict(objective) for objective in results.objectives]}
     of = {"metadata": {"name": experiment, "namespace": namespace, "uid": uid}, "spec": spec}
     known = {row["spec"]["index"] for row in made}
     return Fetched(
@@ -78,11 +76,7 @@ def _place(trials: Sequence[Trial]) -> tuple[str, str]:
     return steps[-3], steps[-2]
 
 
-def _objective(objective: Objective) -> Object:
-    return {"metric": objective.metric, "direction": objective.direction, "value": objective.value}
-
-
-def _row(trial: Trial, objectives: Sequence[Objective]) -> Object | None:
+def _row(trial: Trial) -> Object | None:
     """Spec and status of a trial; None if its records do not say what it was to try."""
     record = trial.record
     if not isinstance(record.get("parameters"), dict) or not trial.attempts:
@@ -117,7 +111,7 @@ def _row(trial: Trial, objectives: Sequence[Objective]) -> Object | None:
             "iteration": words.iteration,
             "trainedSeconds": words.trainedSeconds,
             "completionTime": stamp(words.time),
-            "metrics": {n: {"last": m.last, "min": m.min, "max": m.max} for n, m in words.metrics.items()},
+            "metrics": {name: asdict(metric) for name, metric in words.metrics.items()},
         }
     else:
         status["iteration"] = max(trial.reached(None)[0], checkpoint.iteration if checkpoint else 0)
