@@ -26,7 +26,7 @@ from cluster.plane import WRITES, Plane, study
 from cluster.replicas import Replica, replica
 from testbed import Cluster, cluster
 from trialkeeper_operator.api import names
-from trialkeeper_operator.decide import endings
+from trialkeeper_operator.decide import evidence
 from trialkeeper_operator.reconcile.ports import Event
 from trialkeeper_operator.serve.handlers import KopfSource
 
@@ -106,7 +106,7 @@ class Watch:
         labels = event.object["metadata"]["labels"]
         key = labels[names.LABEL_TRIAL], int(labels[names.LABEL_ATTEMPT])
         self.made.setdefault(key, now)
-        if event.type == "DELETED" or endings.ended(event.object, ""):
+        if event.type == "DELETED" or evidence.ended(event.object, ""):
             self.ended.setdefault(key, now)
         elif (event.object.get("status") or {}).get("phase") == "Running":
             self.runs.add(key)

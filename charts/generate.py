@@ -16,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 CHART = HERE / "trialkeeper"
 BEGIN, END = "<!-- values: written by `make chart` -->\n", "<!-- end of values -->\n"
 
-_KEEP = "  annotations:\n    helm.sh/resource-policy: keep\n"
+_KEEP = "  annotations: {helm.sh/resource-policy: keep}\n"
 _HEAD = """\
 {{- /* Written by `make chart` from crds/: change the models. */ -}}
 {{- if .Values.crds.enabled }}

@@ -17,9 +17,10 @@ T = TypeVar("T")
 
 
 class Fault(enum.Enum):
-    """What happens to one call. CONFLICT is for writes that can have one, a read or a create goes through."""
+    """What happens to one call. CONFLICT is for writes, a read goes through."""
 
-    CONFLICT = "refused: resourceVersion"
+    CONFLICT = "refused: resourceVersion, or a quota that others count with at the same time"
+    THROTTLED = "refused: 429, come again in five seconds"
     UNAVAILABLE = "no answer, not applied"
     APPLIED_UNAVAILABLE = "applied, the answer is lost"
     CRASH_BEFORE = "the operator dies before it"
@@ -56,8 +57,10 @@ class FaultyCluster:
         call = Call(len(self.calls), verb, kind, name)
         self.calls.append(call)
         fault = self._decide(call)
-        if fault is Fault.CONFLICT and verb in ("put", "put_status", "delete"):
+        if fault is Fault.CONFLICT and call.writes:
             raise Conflict(f"{verb} {kind} {name}: drawn")
+        if fault is Fault.THROTTLED:
+            raise Unavailable(f"{verb} {kind} {name}: 429 drawn", 5.0)
         if fault is Fault.UNAVAILABLE:
             raise Unavailable(f"{verb} {kind} {name}: drawn")
         if fault is Fault.CRASH_BEFORE:

@@ -78,6 +78,13 @@ GOOD: dict[str, Changes] = {
         "spec.maxTrials": GONE,
     },
     "enqueued points": {"spec.enqueue": [{"name": "first", "parameters": {"lr": 0.001}}, {"parameters": {}}]},
+    "a fork, a fork at an iteration, and one with other parameters": {
+        "spec.enqueue": [
+            {"base": {"trial": "exp-0"}},
+            {"name": "again", "base": {"trial": "exp-0", "iteration": 40}},
+            {"base": {"trial": "other-12"}, "parameters": {"lr": 0.001}},
+        ]
+    },
     "all stop rules": {
         "spec.stop": {
             "maxIterations": 10,
@@ -102,8 +109,24 @@ GOOD: dict[str, Changes] = {
     "a budget of a half": {"spec.checkpoint": {"budget": "1.5T", "scoreOrder": "Min"}},
     "a budget of bytes": {"spec.checkpoint.budget": "1000000"},
     "onNonFinite Continue": {"spec.onNonFinite": "Continue"},
-    "a failure policy": {"spec.failurePolicy": {"maxFailures": 0, "maxFailedTrials": 0, "backoffSeconds": 0}},
-    "watchdogs": {"spec.timeouts": {"firstReportSeconds": 60, "progressSeconds": 600, "graceSeconds": 110}},
+    "a failure policy": {
+        "spec.failurePolicy": {"maxFailures": 0, "maxFailedTrials": 0, "maxRepeatedErrors": 0, "backoffSeconds": 0}
+    },
+    "rules for failures": {
+        "spec.failurePolicy.rules": [
+            {
+                "action": "Ignore",
+                "onPodConditions": [{"type": "DisruptionTarget"}, {"type": "a/b", "status": "Unknown"}],
+            },
+            {"action": "FailTrial", "onExitCodes": {"operator": "In", "values": [1, 255]}},
+            {"action": "Count", "onExitCodes": {"containerName": "fetch", "operator": "NotIn", "values": [3]}},
+            {"action": "FailExperiment", "onExitCodes": {"containerName": "trainer", "operator": "In", "values": [42]}},
+        ],
+        "spec.template.spec.initContainers": [{"name": "fetch", "image": "i"}],
+    },
+    "watchdogs": {
+        "spec.timeouts": {"startSeconds": 60, "firstReportSeconds": 60, "progressSeconds": 600, "graceSeconds": 110}
+    },
     "a bucket of one's own": {
         "spec.storage": {"s3": {"bucket": "team-a", "endpoint": "https://s3.local:9000", "secretName": "keys"}}
     },
@@ -115,6 +138,7 @@ GOOD: dict[str, Changes] = {
     "everything goes with its experiment": {"spec.deletionPolicy": {"snapshot": "Delete", "checkpoints": "Delete"}},
     "a deletion policy that says nothing": {"spec.deletionPolicy": {}},
     "parallelism 0": {"spec.parallelism": 0},
+    "suspended from the beginning": {"spec.suspend": True},
     "a sidecar, and who is the trainer": {
         "spec.template.spec.containers": [POD, {"name": "s", "image": "i"}],
         "spec.trainerContainer": "t",
@@ -175,7 +199,7 @@ GOOD: dict[str, Changes] = {
     },
     "everything is off": {
         "spec.checkpoint": {"frequency": 0, "intervalSeconds": 0, "atEnd": False},
-        "spec.timeouts": {"firstReportSeconds": 0, "progressSeconds": 0},
+        "spec.timeouts": {"startSeconds": 0, "firstReportSeconds": 0, "progressSeconds": 0},
     },
 }
 
@@ -476,6 +500,17 @@ BAD: dict[str, Bad] = {
         "must be text, a number, true or false, not nothing",
         "operator",
     ),
+    "a fork of nothing": Bad({"spec.enqueue": [{"base": {}}]}, "spec.enqueue[0].base.trial", "is missing"),
+    "a fork at the start": Bad(
+        {"spec.enqueue": [{"base": {"trial": "exp-0", "iteration": 0}}]},
+        "spec.enqueue[0].base.iteration",
+        "must be at least 1, not 0",
+    ),
+    "a fork of a path": Bad(
+        {"spec.enqueue": [{"base": {"trial": "other/exp-0"}}]},
+        "spec.enqueue[0].base.trial",
+        "is 'other/exp-0': use lower-case letters, digits and -, and begin and end with a letter or digit",
+    ),
     "enqueued names twice": Bad(
         {"spec.enqueue": [{"name": "a", "parameters": {}}, {"name": "a", "parameters": {}}]},
         "spec.enqueue[1].name",
@@ -568,6 +603,88 @@ BAD: dict[str, Bad] = {
     ),
     "too many failures": Bad(
         {"spec.failurePolicy": {"maxFailures": 101}}, "spec.failurePolicy.maxFailures", "must be at most 100, not 101"
+    ),
+    "a rule about nothing": Bad(
+        {"spec.failurePolicy.rules": [{"action": "Ignore"}]},
+        "spec.failurePolicy.rules[0]",
+        "needs exactly one of onExitCodes, onPodConditions",
+    ),
+    "a rule about two things": Bad(
+        {
+            "spec.failurePolicy.rules": [
+                {
+                    "action": "Ignore",
+                    "onExitCodes": {"operator": "In", "values": [1]},
+                    "onPodConditions": [{"type": "DisruptionTarget"}],
+                }
+            ]
+        },
+        "spec.failurePolicy.rules[0]",
+        "needs exactly one of onExitCodes, onPodConditions",
+    ),
+    "a rule of a Job": Bad(
+        {"spec.failurePolicy.rules": [{"action": "FailJob", "onExitCodes": {"operator": "In", "values": [1]}}]},
+        "spec.failurePolicy.rules[0].action",
+        "must be Ignore, Count, FailTrial or FailExperiment, not the text 'FailJob'",
+    ),
+    "a rule on success": Bad(
+        {"spec.failurePolicy.rules": [{"action": "Ignore", "onExitCodes": {"operator": "In", "values": [0]}}]},
+        "spec.failurePolicy.rules[0].onExitCodes.values[0]",
+        "must be at least 1, not 0",
+    ),
+    "a rule on no exit code": Bad(
+        {"spec.failurePolicy.rules": [{"action": "Ignore", "onExitCodes": {"operator": "In", "values": []}}]},
+        "spec.failurePolicy.rules[0].onExitCodes.values",
+        "must not be empty",
+    ),
+    "a rule on a container that is not there": Bad(
+        {
+            "spec.failurePolicy.rules": [
+                {"action": "Ignore", "onExitCodes": {"containerName": "main", "operator": "In", "values": [1]}}
+            ]
+        },
+        "spec.failurePolicy.rules[0].onExitCodes.containerName",
+        "is not the name of a container or init container in spec.template",
+        "operator",
+    ),
+    "a rule on a condition whose status is a boolean": Bad(
+        {
+            "spec.failurePolicy.rules": [
+                {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": True}]}
+            ]
+        },
+        "spec.failurePolicy.rules[0].onPodConditions[0].status",
+        "must be True, False or Unknown, not true",
+    ),
+    "no placements": Bad({"spec.placements": []}, "spec.placements", "must not be empty"),
+    "five placements": Bad(
+        {"spec.placements": [{"name": f"p{i}"} for i in range(5)]},
+        "spec.placements",
+        "has 5 entries, 4 are the limit",
+    ),
+    "the same placement twice": Bad(
+        {"spec.placements": [{"name": "spot"}, {"name": "spot"}]},
+        "spec.placements[1].name",
+        "stands twice: each placement needs a name of its own",
+    ),
+    "a placement that no disruption may come to": Bad(
+        {"spec.placements": [{"name": "spot", "maxDisruptions": 0}]},
+        "spec.placements[0].maxDisruptions",
+        "must be at least 1, not 0",
+    ),
+    "a placement that changes more of a pod": Bad(
+        {"spec.placements": [{"name": "spot", "serviceAccountName": "admin"}]},
+        "spec.placements[0].serviceAccountName",
+        "is not a field; there are: name, maxDisruptions, nodeSelector, tolerations",
+        "strict",
+    ),
+    "a placement's toleration that is text": Bad(
+        {"spec.placements": [{"name": "spot", "tolerations": ["spot"]}]},
+        "spec.placements[0].tolerations[0]",
+        "must be a mapping, not the text 'spot'",
+    ),
+    "a start before it began": Bad(
+        {"spec.timeouts": {"startSeconds": -1}}, "spec.timeouts.startSeconds", "must be at least 0, not -1"
     ),
     "no grace": Bad({"spec.timeouts": {"graceSeconds": 0}}, "spec.timeouts.graceSeconds", "must be at least 1, not 0"),
     "a trainer container that does not exist": Bad(
@@ -740,6 +857,11 @@ CHANGES: dict[str, Change] = {
     "fewer trials": Change({}, {"spec.maxTrials": 3}, "spec.maxTrials", "can only grow"),
     "another stop rule": Change({}, {"spec.stop": {"maxIterations": 3}}),
     "another failure policy": Change({}, {"spec.failurePolicy": {"maxFailures": 9}}),
+    "rules for failures, afterwards": Change(
+        {}, {"spec.failurePolicy.rules": [{"action": "Ignore", "onExitCodes": {"operator": "In", "values": [3]}}]}
+    ),
+    "placements, afterwards": Change({}, {"spec.placements": [{"name": "spot"}, {"name": "on-demand"}]}),
+    "other placements": Change({"spec.placements": [{"name": "spot"}]}, {"spec.placements": [{"name": "on-demand"}]}),
     "another target": Change({}, {"spec.objectives[0].target": 0.1}),
     "another checkpoint policy": Change({}, {"spec.checkpoint": {"frequency": 5}}),
     "another number to keep, and another budget": Change(
@@ -771,6 +893,7 @@ CHANGES: dict[str, Change] = {
         FIXED,
     ),
     "no snapshot any more": Change({"spec.restoreFrom.configMap": "exp-snapshot"}, {}, "spec.restoreFrom", FIXED),
+    "suspended, and going on": Change({"spec.suspend": True}, {"spec.suspend": False}),
     "another deletion policy": Change({}, {"spec.deletionPolicy": {"snapshot": "Delete", "checkpoints": "Delete"}}),
     "one more enqueued": Change(
         {"spec.enqueue": [{"parameters": {"lr": 0.01}}]},

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from trialkeeper import contract
 from trialkeeper.contract import PRIOR_MTBF_SECONDS
 from trialkeeper_operator.api.times import seconds
 from trialkeeper_operator.reconcile.ports import Event, Object
@@ -36,12 +38,19 @@ class Watcher:
         self._restoring = False
         self.carried: dict[str, int] = {}  # endings that a trial had when it was taken over
         self._left: dict[int, dict[str, Any]] = {}  # by index: where a deleted experiment's trials stood
-        self.pending = 0  # deletions of the experiment that are still to come
+        self.pending = 0  # deletions of the experiment, and acts of a person, that are still to come
+        self.trials = 0  # that there will be at the end
+        self.once: dict[str, int] = {}  # endings of a trial that no counter counts
+        self.ended = asyncio.Event()  # an act has ended
 
     def note(self, line: str) -> None:
         self.trace.append(f"{self._clock():9.2f}  {line}")
 
-    def _wrong(self, line: str) -> None:
+    def one_more(self) -> None:
+        """There will be another trial."""
+        self.trials += 1
+
+    def wrong(self, line: str) -> None:
         self.note(f"VIOLATION {line}")
         self.violations.append(line)
 
@@ -49,8 +58,9 @@ class Watcher:
         meta, status = event.object["metadata"], event.object.get("status") or {}
         if event.kind == "Trial" and event.type == "DELETED":
             self._left[event.object["spec"]["index"]] = self._trials.pop(meta["name"], {})
+            self.once.pop(meta["name"], None)
         elif event.kind == "Trial":
-            self._trial(meta["name"], event.object["spec"]["index"], status)
+            self._trial(meta["name"], event.object["spec"], status)
         elif event.kind == "Experiment":
             conditions = {c["type"]: c["status"] for c in status.get("conditions", ())}
             self._verdict = "Unknown" if event.type == "DELETED" else conditions.get("Succeeded", "Unknown")
@@ -75,10 +85,10 @@ class Watcher:
                 ("lostWork", 0.06),
             ):
                 if left.get("phase") in FINAL and not _alike(status.get(field), left.get(field), slack):
-                    self._wrong(f"{name} was taken over with {field} {status.get(field)} instead of {left.get(field)}")
+                    self.wrong(f"{name} was taken over with {field} {status.get(field)} instead of {left.get(field)}")
 
-    def _trial(self, name: str, index: int, status: dict[str, Any]) -> None:
-        old = self._trials.get(name, {})
+    def _trial(self, name: str, spec: Mapping[str, Any], status: dict[str, Any]) -> None:
+        old, index = self._trials.get(name, {}), spec["index"]
         self._trials[name] = status
         self.note(
             f"{name} {status.get('phase', '-')} attempt {status.get('attempt', 0)} closed {status.get('closed', 0)} "
@@ -94,28 +104,40 @@ class Watcher:
         def grew(field: str) -> int:
             return int(status.get(field, 0)) - int(old.get(field, 0))
 
-        if old.get("phase") in FINAL and status.get("phase") != old["phase"]:
-            self._wrong(f"{name} left its final phase {old['phase']}")
+        tries, tried = ((s.get("retried") or {}).get("number", 0) for s in (status, old))
+        again = tries == tried + 1 <= spec.get("retries", 0) and old.get("phase") in ("Failed", "Stopped")
+        if old.get("phase") in FINAL and status.get("phase") != old["phase"] and not again:
+            self.wrong(f"{name} left its final phase {old['phase']}")
+        if tries != tried and not again:
+            self.wrong(f"{name} was given try {tries} of {spec.get('retries', 0)} when it was {old.get('phase')}")
         for field in ("attempt", "closed", "failures", "disruptions"):
             if grew(field) < 0 or grew(field) > 1:
-                self._wrong(f"{name} {field} went from {old.get(field, 0)} to {status.get(field, 0)}")
+                self.wrong(f"{name} {field} went from {old.get(field, 0)} to {status.get(field, 0)}")
         if grew("attempt") and old.get("attempt", 0) != old.get("closed", 0):
-            self._wrong(f"{name} opened attempt {status['attempt']} before the last one was closed")
+            self.wrong(f"{name} opened attempt {status['attempt']} before the last one was closed")
         if (grew("failures") or grew("disruptions")) and not grew("closed"):
-            self._wrong(f"{name} counted an ending without closing an attempt")
+            self.wrong(f"{name} counted an ending without closing an attempt")
+        last = (status.get("history") or [{}])[-1]
+        if grew("closed") and last.get("class") in COUNTED_ONCE:
+            self.once[name] = self.once.get(name, 0) + 1
+            if grew("failures") or grew("disruptions"):
+                self.wrong(f"{name} counted an attempt that is {last['class']}")
+        base, key = status.get("base"), contract.parse_inherited_key(spec.get("fork") or "")
+        if key is not None and base is not None and base["attempt"] == 0 and base["iteration"] not in (0, key[2]):
+            self.wrong(f"{name} is forked at iteration {key[2]}, and began at {base['iteration']}")
         if status.get("closed", 0) > status.get("attempt", 0):
-            self._wrong(f"{name} closed an attempt that was never opened")
+            self.wrong(f"{name} closed an attempt that was never opened")
         base, before = status.get("base") or {}, old.get("base") or {}
         if base.get("iteration", 0) < before.get("iteration", 0):
-            self._wrong(f"{name} base iteration fell from {before['iteration']} to {base['iteration']}")
+            self.wrong(f"{name} base iteration fell from {before['iteration']} to {base['iteration']}")
 
-    def over(self, trials: int) -> bool:
+    def over(self) -> bool:
         """Whether the experiment has its verdict and every trial is final."""
         phases = [s.get("phase") for s in self._trials.values()]
         return (
             not self.pending
             and self._verdict != "Unknown"
-            and len(phases) == trials
+            and len(phases) == self.trials
             and all(p in FINAL for p in phases)
         )
 
@@ -126,8 +148,8 @@ def judge(story: Any) -> list[str]:
     for trial in story.trials:
         wrong += [f"{trial['metadata']['name']}: {line}" for line in _ended(trial, story)]
     counts = story.experiment["status"].get("counts", {})
-    if sum(counts.values()) != story.plot.trials:
-        wrong.append(f"the experiment counts {counts} of {story.plot.trials} trials")
+    if sum(counts.values()) != len(story.trials):
+        wrong.append(f"the experiment counts {counts} of {len(story.trials)} trials")
     if not story.plot.deletions:
         seen = 1 + sum(t["status"].get("disruptions", 0) for t in story.trials)
         wrong += [f"a pod was told of {told} s" for told in story.node.mtbf if told < PRIOR_MTBF_SECONDS // seen]
@@ -140,19 +162,19 @@ def judge(story: Any) -> list[str]:
 
 def _ended(trial: Object, story: Any) -> list[str]:
     name, index, status = trial["metadata"]["name"], trial["spec"]["index"], trial.get("status") or {}
-    prefixes, script = story.prefixes(index), story.plot.scripts[index]
+    prefixes, script = story.prefixes(index), story.scripts[index]
     wrong = []
     if status.get("phase") not in FINAL:
         return [f"phase {status.get('phase')} is not final"]
     if status["attempt"] != status["closed"]:
         wrong.append(f"attempt {status['attempt']} is open although the trial is over")
-    taken_over = not status.get("history")
+    taken_over = not status.get("history") and name in story.carried
     if taken_over and story.node.prefixes.get(story.lineage.own(index)):
         wrong.append("it ran again although it was over when it was taken over")
-    if not taken_over:
-        last, carried = status["history"][-1], story.carried.get(name, 0)
+    if not taken_over and status.get("history"):
+        carried = story.carried.get(name, 0)
         own = status.get("failures", 0) + status.get("disruptions", 0) - carried
-        counted = own + (last["class"] in COUNTED_ONCE)
+        counted = own + story.once.get(name, 0)
         if counted != status["closed"]:
             wrong.append(f"{counted} endings counted, {status['closed']} attempts closed")
         wrong += _running(status) if not carried and len(status["history"]) == status["closed"] else []
@@ -163,8 +185,11 @@ def _ended(trial: Object, story: Any) -> list[str]:
         if status.get("iteration") != script.iterations:
             wrong.append(f"Succeeded at iteration {status.get('iteration')} of {script.iterations}")
         lost, raw = status.get("lostWork", {}).get("iterations", 0), sum(len(p.rows) for p in prefixes)
-        if raw != script.iterations + lost:
-            wrong.append(f"{raw} raw rows, but {script.iterations} iterations and {lost} lost ones")
+        forked = next((p.fork[2] for p in prefixes[-1:] if p.fork), 0)
+        if forked + raw != script.iterations + lost:
+            wrong.append(
+                f"{raw} raw rows from iteration {forked} on, but {script.iterations} iterations and {lost} lost ones"
+            )
     return wrong
 
 

@@ -17,7 +17,9 @@ from builders import NOW, experiment
 from faults import Call, Crash, Fault, FaultyCluster, LossySource
 from simulation.invariants import Watcher
 from simulation.lineage import Lineage
+from simulation.person import ACTS, Person
 from simulation.trainer import Node, Prefix, Script
+from trialkeeper import contract
 from trialkeeper_operator.cluster.admission import admission
 from trialkeeper_operator.cluster.memory import Memory
 from trialkeeper_operator.reconcile.loop import Operator
@@ -54,6 +56,14 @@ class Plot:
     leaders: int
     max_failures: int
     deletions: tuple[Deletion, ...] = ()
+    acts: tuple[tuple[float, str], ...] = ()  # (virtual seconds, what a person does by hand), see `person`
+
+
+def draw_by_hand(seed: int) -> Plot:
+    """The plot of a seed in which somebody pauses, suspends, stops, tries again and forks."""
+    rng = random.Random(f"{seed}/by hand")
+    acts = sorted((rng.uniform(0, 300), rng.choice(ACTS)) for _ in range(rng.randint(1, 6)))
+    return replace(draw(seed), acts=tuple(acts))
 
 
 def draw_restores(seed: int) -> Plot:
@@ -110,6 +120,8 @@ class Story:
     snapshot: Object | None
     lineage: Lineage
     carried: dict[str, int]
+    once: dict[str, int]
+    scripts: dict[int, Script]
     trace: list[str] = field(default_factory=list)
 
     def prefixes(self, index: int) -> list[Prefix]:
@@ -133,9 +145,12 @@ async def tell(plot: Plot) -> Story:
         for operator in current:
             operator.reported(namespace, trial, message)
 
-    node = Node(memory, random.Random(f"{plot.seed}/node"), lambda t: plot.scripts[int(t[4:])], hear, now)
+    # A person may ask for more trials than were drawn.
+    scripts = {i: plot.scripts[i % plot.trials] for i in range(plot.trials + len(plot.acts))}
+    node = Node(memory, random.Random(f"{plot.seed}/node"), lambda t: scripts[int(t[4:])], hear, now)
     watcher, lineage = Watcher(loop.time), Lineage()
-    node.predecessors, watcher.pending = lineage.predecessors, len(plot.deletions)
+    node.predecessors, watcher.pending = lineage.predecessors, len(plot.deletions) + len(plot.acts)
+    watcher.trials = plot.trials
 
     def fault(call: Call) -> Fault | None:
         drawn = rng.random()
@@ -206,17 +221,38 @@ async def tell(plot: Plot) -> Story:
             await memory.create({**body, "metadata": {"name": name, "namespace": "default"}})
             watcher.pending -= 1
 
+    async def by_hand() -> None:
+        person_rng = random.Random(f"{plot.seed}/person")
+        person = Person(memory, node, person_rng, watcher.note, watcher.wrong, watcher.one_more)
+        for at, what in plot.acts:
+            await asyncio.sleep(max(0.0, at - loop.time()))
+            await person.act(what)
+            watcher.pending -= 1
+            watcher.ended.set()
+
     async def end() -> None:
         """Cancel everything once the experiment has its verdict and every trial is over."""
         async for event in memory.events():
             lineage.see(event)
             watcher.see(event)
-            if watcher.over(plot.trials):
+            fork = contract.parse_inherited_key((event.object.get("spec") or {}).get("fork") or "")
+            if fork is not None:  # it goes on as its donor does
+                scripts[event.object["spec"]["index"]] = scripts[int(fork[0].rpartition("/")[2])]
+            if watcher.over():
+                raise _Over
+
+    async def end_after_acts() -> None:
+        """The last act may be over when nothing happens any more."""
+        while True:
+            await watcher.ended.wait()
+            watcher.ended.clear()
+            if watcher.over():
                 raise _Over
 
     try:
         async with asyncio.TaskGroup() as tasks:
-            for part in (end(), *(operators() for _ in range(plot.leaders)), node.run(), disruptions(), deletions()):
+            for part in (end(), *(operators() for _ in range(plot.leaders)), node.run(), disruptions(), deletions(),
+                         by_hand(), end_after_acts()):  # fmt: skip
                 tasks.create_task(part)
     except* _Over:
         pass
@@ -225,7 +261,9 @@ async def tell(plot: Plot) -> Story:
     assert found is not None
     snapshot = await memory.get("ConfigMap", "default", f"{name}-snapshot")
     wrong = [*watcher.violations, *node.violations]
-    return Story(plot, node, found, trials, wrong, snapshot, lineage, watcher.carried, watcher.trace)
+    return Story(
+        plot, node, found, trials, wrong, snapshot, lineage, watcher.carried, watcher.once, scripts, watcher.trace
+    )
 
 
 def _only_crashes(error: BaseException | None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +21,11 @@ from trialkeeper_operator.reconcile.ports import ClusterError, Conflict, Object
 
 @dataclass(frozen=True)
 class Script:
-    """How one trial's trainer behaves. `mishaps`: attempt -> (reports of that attempt before it, what happens)."""
+    """How one trial's trainer behaves.
+
+    `mishaps`: attempt -> (reports of that attempt before it, what happens): an end, a disruption, or an act
+    of the node's.
+    """
 
     iterations: int = 6
     seconds: float = 10.0  # an iteration
@@ -41,6 +45,7 @@ class Prefix:
 
     donors: list[Prefix] = field(default_factory=list)
     name: str = ""
+    fork: Base | None = None  # the very checkpoint of another trial, that lives on, to begin from; attempt 0: whichever
     claims: dict[int, str] = field(default_factory=dict)
     bases: dict[int, Base] = field(default_factory=dict)
     lost: dict[int, int] = field(default_factory=dict)  # stated by each attempt
@@ -49,15 +54,34 @@ class Prefix:
     rows: list[tuple[int, int]] = field(default_factory=list)  # (attempt, iteration), raw
     fenced_rows: int = 0  # written by a zombie after its successor had begun
     complete: set[int] = field(default_factory=set)
+    others: dict[str, Prefix] = field(default_factory=dict, repr=False)  # all prefixes of the store, by name
     inherited: bool = False  # whether somebody has begun from here
 
     def visible(self) -> Base:
         """The newest checkpoint of the newest claimed attempt's branch, or what that was begun from."""
         if not self.claims:
-            return next((found for donor in self.donors if (found := donor.branch())[2]), START)
+            begun = next((found for donor in self.donors if (found := donor.branch())[2]), START)
+            return begun if begun[2] or self.fork is None else self.forked()
         newest = max(self.claims)
         own = [m for m in self.manifests if m[0] == newest]
         return ("", *max(own)) if own else self.bases.get(newest, START)
+
+    def forked(self) -> Base:
+        """The checkpoint that this one is forked at, in the branch of its donor that is visible now."""
+        assert self.fork is not None
+        where, wanted, iteration = self.fork
+        donor = self.others[where]
+        attempt, bound = max(donor.claims, default=0), iteration
+        while attempt:
+            if (attempt, iteration) in donor.manifests and iteration <= bound and wanted in (0, attempt):
+                return where, attempt, iteration
+            further, attempt, bound = donor.bases.get(attempt, START)
+            if further and bound == iteration:
+                return further, attempt, bound
+            if further:
+                where, wanted, donor = further, 0, self.others[further]
+                attempt = max((a for a in donor.claims if (a, bound) in donor.manifests), default=0)
+        return START
 
     def branch(self) -> Base:
         """What another trial finds under this prefix alone."""
@@ -67,7 +91,8 @@ class Prefix:
     def reached(self) -> tuple[int, int]:
         """How far the newest claimed attempt came, in iterations of its branch; what has been stated as lost so far."""
         if not self.claims:
-            return next((donor.reached() for donor in self.donors if donor.claims), (0, 0))
+            begun = (self.fork[2] if self.fork else 0, 0)
+            return next((donor.reached() for donor in self.donors if donor.claims), begun)
         newest = max(self.claims)
         came = max((i for a, i in self.rows if a == newest), default=self.bases.get(newest, START)[2])
         return came, self.lost[newest] + self.before[newest]
@@ -79,12 +104,21 @@ class Running:
 
     pod: Object
     order: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
-    alive: bool = True
+    alive: bool = False  # from when its node has it until its trainer has ended
     zombie: bool = False
 
     @property
     def uid(self) -> str:
         return str(self.pod["metadata"]["uid"])
+
+
+DISRUPTIONS = ("evict", "delete", "vanish", "force", "zombie", "pressure", "kill", "lost")
+_CONDITIONS = {
+    "evict": "EvictionByEvictionAPI",
+    "vanish": "DeletionByPodGC",
+    "pressure": "TerminationByKubelet",
+    "lost": "DeletionByTaintManager",
+}
 
 
 class Node:
@@ -105,6 +139,10 @@ class Node:
         self.mtbf: list[float] = []  # seconds between disruptions, as each of them was told
         self.violations: list[str] = []
         self.predecessors: Callable[[str], list[str]] = lambda _: []  # of a prefix, the nearest first
+        self.acts: Mapping[str, Callable[[Running], Awaitable[None]]] = {}  # by the name of a mishap
+        self.where: Callable[[Object], str] = lambda pod: "node"
+        self.rivals = False  # whether fenced pods may start beside the one that counts: two lead at once
+        self.silent: set[str] = set()  # nodes that are not heard of any more
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -126,17 +164,17 @@ class Node:
     async def _pod(self, run: Running) -> None:
         meta = run.pod["metadata"]
         trial, attempt = meta["labels"]["trialkeeper.dev/trial"], int(meta["labels"]["trialkeeper.dev/attempt"])
+        if not await self._bind(run):
+            return
+        run.alive = True
         for other in self.running.values():
             if other is not run and other.alive and not other.zombie:
                 labels = other.pod["metadata"]["labels"]
-                if labels["trialkeeper.dev/trial"] == trial:
+                if labels["trialkeeper.dev/trial"] == trial and not self.rivals:
                     self.violations.append(f"{meta['name']} started while {other.pod['metadata']['name']} was alive")
         self.started.append((meta["name"], run.uid))
         told = {e["name"]: e.get("value", "") for e in run.pod["spec"]["containers"][0]["env"]}
         self.mtbf.append(float(told[contract.ENV_MTBF_SECONDS]))
-        if not await self._bind(run):
-            run.alive = False
-            return
         try:
             code, message = await self._train(run, trial, attempt)
         finally:
@@ -150,7 +188,9 @@ class Node:
         stored = await self.memory.get("Pod", meta["namespace"], meta["name"])
         if stored is None or stored["metadata"]["uid"] != run.uid:
             return False
-        await self.memory.bind(meta["namespace"], meta["name"], "node")
+        bound = await self.memory.bind(meta["namespace"], meta["name"], self.where(run.pod))
+        begun = {"phase": "Running", "containerStatuses": [{"name": "trainer", "state": {"running": {}}}]}
+        await self.memory.put_status({**bound, "status": {**(bound.get("status") or {}), **begun}})
         return True
 
     async def _wait(self, run: Running, seconds: float) -> str:
@@ -167,6 +207,8 @@ class Node:
         if await self._wait(run, script.start):
             return 137, None
         base = prefix.visible()
+        if prefix.fork is not None and not prefix.claims and base == START:
+            self.violations.append(f"{prefix.name} is forked at {prefix.fork}, which is not there")
         if attempt in prefix.claims or any(a > attempt for a in prefix.claims):
             return 75, Message(end=contract.END_FENCED, attempt=attempt, podUid=run.uid, time=self._now())
         reached, before = prefix.reached()
@@ -198,7 +240,8 @@ class Node:
         if name not in self.prefixes:
             told = [contract.parse_inherited_key(key) for key in env.get(contract.ENV_BASE, "").split(",") if key]
             donors = [self.prefixes.setdefault(key[0], Prefix(name=key[0])) for key in told if key]
-            self.prefixes[name] = Prefix(donors, name)
+            fork = contract.parse_inherited_key(env.get(contract.ENV_FORK, ""))
+            self.prefixes[name] = Prefix(donors, name, fork, others=self.prefixes)
         return self.prefixes[name]
 
     def _first(self, prefix: Prefix, base: Base) -> None:
@@ -214,7 +257,7 @@ class Node:
     async def _iterate(
         self, run: Running, script: Script, prefix: Prefix, trial: str, message: Message
     ) -> tuple[int | None, Message | None]:
-        attempt, first, terminated = message.attempt, message.iteration, False
+        attempt, first, terminated, acted = message.attempt, message.iteration, False, False
         for iteration in range(first + 1, script.iterations + 1):
             order = await self._wait(run, script.seconds)
             if order == "kill":
@@ -228,8 +271,10 @@ class Node:
                     return 137, message
             message = self._report(run, script, prefix, message, iteration)
             reports, what = script.mishaps.get(attempt, (0, ""))
-            if what and iteration - first >= reports:
-                return self._mishap(what, message)
+            if what and not acted and iteration - first >= reports:
+                acted = await self._act(run, what)
+                if not acted:
+                    return self._mishap(what, message)
             due = iteration % script.every == 0 or terminated or iteration == script.iterations
             if due:
                 if any(a > attempt for a in prefix.claims):
@@ -243,6 +288,20 @@ class Node:
                 self._hear("default", trial, message)
         prefix.complete.add(attempt)
         return 0, _with(message, end=contract.END_COMPLETE, time=self._now())
+
+    async def _act(self, run: Running, what: str) -> bool:
+        """Do what happens to a trainer while it runs on; False if that is how it ends."""
+        if what == "hang":
+            while await self._wait(run, 1e9) != "kill":
+                pass
+            run.order.put_nowait("kill")
+        elif what in DISRUPTIONS:
+            await self.hit(run, what)
+        elif what in self.acts:
+            await self.acts[what](run)
+        else:
+            return False
+        return True
 
     def _report(self, run: Running, script: Script, prefix: Prefix, message: Message, iteration: int) -> Message:
         if prefix.inherited or any(a > message.attempt for a in prefix.claims):
@@ -313,12 +372,17 @@ class Node:
         alive = sorted((r for r in self.running.values() if r.alive and not r.zombie), key=lambda r: r.uid)
         if not alive:
             return False
-        run = self._rng.choice(alive)
+        return await self.hit(self._rng.choice(alive), how)
+
+    async def hit(self, run: Running, how: str) -> bool:
+        """Disrupt this pod; False if it is gone. `lost`: its node is not heard of any more, and trains on."""
         meta = run.pod["metadata"]
-        reasons = {"evict": "EvictionByEvictionAPI", "vanish": "DeletionByPodGC", "pressure": "TerminationByKubelet"}
-        if how in reasons and not await self._condition(run, reasons[how]):
+        if how in _CONDITIONS and not await self._condition(run, _CONDITIONS[how]):
             return False
-        if how in ("evict", "delete"):
+        if how == "lost":
+            run.zombie = True
+            self.silent.add(self.where(run.pod))
+        if how in ("evict", "delete", "lost"):
             try:
                 await self.memory.delete("Pod", meta["namespace"], meta["name"], uid=run.uid)
             except ClusterError:

@@ -78,7 +78,7 @@ EXPECTED: dict[str, tuple[str, str, str, int, tuple[str, ...]]] = {
     "a hundredth of a second": ("Succeeded", "Succeeded", "Completed", 1, ()),
     "raises in the middle": ("Failed", "Failed", "Exception", 2, ("ValueError", "the data is gone")),
     "a segmentation fault": ("Failed", "Failed", "Signal", 2, ("signal 11",)),
-    "out of memory by its own words": ("Failed", "Failed", "OutOfMemory", 2, ("8 GiB",)),
+    "out of memory by its own words": ("Failed", "UserError", "OutOfMemory", 2, ("8 GiB", "a smaller batch", "twice")),
     "says that nothing helps": ("Failed", "UserError", "UserError", 1, ("78",)),
 }
 
@@ -128,6 +128,15 @@ def test_it_ends_with_the_right_class_and_a_sentence_that_helps(name: str, tmp_p
     assert bool(document["best"]) == (phase == "Succeeded" and trial["reason"] != "NoObjective")
     if child.exists():
         assert not alive(int(child.read_text()))
+
+
+def test_the_same_error_in_three_trials_is_not_tried_in_thirty(tmp_path: Path) -> None:
+    document = run(tmp_path, "import a_module_that_does_not_exist", maxTrials=30, parallelism=1)
+    phases = [t["phase"] for t in document["trials"]]
+    assert len(phases) == 3
+    assert set(phases) <= {"Failed", "Stopped"}
+    assert (document["phase"], document["exit"]) == ("Failed", 1)
+    assert "a_module_that_does_not_exist" in document["message"], document
 
 
 def test_a_trainer_that_ignores_sigterm_is_killed_after_its_grace_and_goes_on(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from trialkeeper_operator.api.conditions import Condition, set_condition
 from trialkeeper_operator.api.trial import Trial, TrialStatus
 from trialkeeper_operator.api.validate import InvalidObject, Problem, check_trial
 
-FIXED = "cannot change: only spec.desired may"
+FIXED = "cannot change: only spec.desired and spec.retries may"
 MOMENT = "2026-11-24T08:37:46.123456Z"
 
 
@@ -24,6 +24,15 @@ def test_desired_belongs_to_people(desired: str) -> None:
     assert check_trial(spec(desired=desired), trial()).spec.desired == desired
 
 
+def test_retries_only_grow() -> None:
+    assert check_trial(spec(retries=1), trial()).spec.retries == 1
+    assert check_trial(spec(retries=3), spec(retries=1)).spec.retries == 3
+    for fewer in (spec(retries=1), trial()):
+        with pytest.raises(InvalidObject) as refusal:
+            check_trial(fewer, spec(retries=2))
+        assert refusal.value.problems == [Problem("spec.retries", "can only grow")]
+
+
 CHANGES: dict[str, Any] = {
     "experiment": "other",
     "experimentUid": "other",
@@ -32,6 +41,8 @@ CHANGES: dict[str, Any] = {
     "parameters": {"lr": 0.02},
     "note": "{}",
     "seed": 6,
+    "enqueued": 0,
+    "fork": "default/exp-12345678/00000/manifests/a000001-i000000000001.json",
     "base": ["default/exp-12345678/00000/manifests/a000001-i000000000001.json"],
 }
 
@@ -83,6 +94,8 @@ STATUS: dict[str, Any] = {
             "endTime": MOMENT,
             "toIteration": 9,
             "lostIterations": 0,
+            "lostSeconds": 1.5,
+            "restartSeconds": 0.5,
         }
     ],
     "conditions": [
@@ -100,7 +113,7 @@ def test_a_status_survives_the_way_out_and_back() -> None:
 
 
 def test_what_another_version_wrote_into_a_status_is_passed_over() -> None:
-    found = Trial.from_object({**trial(), "status": {**STATUS, "placement": "spot-b", "pod": None}})
+    found = Trial.from_object({**trial(), "status": {**STATUS, "tier": "spot-b", "pod": None}})
     assert found.status == TrialStatus.model_validate(STATUS)
 
 

@@ -49,6 +49,7 @@ Doing = Callable[[Cluster], Awaitable[object]]
 
 RAISES: dict[Fault, tuple[type[BaseException], bool]] = {  # what is raised, and whether a write has happened
     Fault.CONFLICT: (Conflict, False),
+    Fault.THROTTLED: (Unavailable, False),
     Fault.UNAVAILABLE: (Unavailable, False),
     Fault.APPLIED_UNAVAILABLE: (Unavailable, True),
     Fault.CRASH_BEFORE: (Crash, False),
@@ -71,7 +72,7 @@ def test_a_fault_raises_what_it_says_and_applies_what_it_says(fault: Fault, doin
         version = memory.version
         cluster = FaultyCluster(memory, lambda _: fault)
         raised, applied = RAISES[fault]
-        if fault is Fault.CONFLICT and doing not in (put, put_status, delete):
+        if fault is Fault.CONFLICT and doing not in WRITES:
             await doing(cluster)
             applied = True
         else:

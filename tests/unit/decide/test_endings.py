@@ -1,4 +1,4 @@
-"""The endings table: every row with a pod that shows it, and the order of judgement between rows."""
+"""The order of judgement between rows, and what is no row: tests/endings has the table itself."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from builders import pod
 from trialkeeper.contract import Message
+from trialkeeper_operator.api.experiment import FailureRule
 from trialkeeper_operator.decide.endings import classify
 
 DRAIN = ("DisruptionTarget", "EvictionByEvictionAPI")
@@ -31,8 +32,6 @@ def judged(of: dict[str, Any] | None, **known: Any) -> tuple[str, str] | None:
 
 ROWS: dict[str, tuple[dict[str, Any], tuple[str, str] | None]] = {
     "a running pod has not ended": (pod(), None),
-    "a pod that is being deleted but still runs has not ended": (pod(deleted=True, condition=DRAIN), None),
-    "complete": (pod(exit_code=0, message=said("complete")), ("Succeeded", "Completed")),
     "complete, but never reported": (
         pod(exit_code=0, message=said("complete", iteration=0)),
         ("Succeeded", "NoObjective"),
@@ -47,87 +46,34 @@ ROWS: dict[str, tuple[dict[str, Any], tuple[str, str] | None]] = {
     ),
     "complete, then killed": (pod(exit_code=137, message=said("complete")), ("Succeeded", "Completed")),
     "complete, but exit code 3": (pod(exit_code=3, message=said("complete")), ("Failed", "ExitCode")),
-    "exit 0 while drained, without a marker": (
-        pod(exit_code=0, deleted=True, condition=DRAIN),
-        ("Preempted", "EvictionByEvictionAPI"),
-    ),
     "exit 0 after SIGTERM, still running by its own words": (
         pod(exit_code=0, message=said("running"), deleted=True),
         ("Preempted", "Deleted"),
     ),
-    "exit 0, still running by its own words": (pod(exit_code=0, message=said("running")), ("Failed", "Incomplete")),
-    "exit 0 of a plain container": (pod(exit_code=0), ("Succeeded", "NoObjective")),
     "exit 0 of a plain container with metrics": (
         pod(exit_code=0, message='{"metrics": {"loss": 0.5}}'),
         ("Succeeded", "Completed"),
     ),
-    "exit 1": (pod(exit_code=1), ("Failed", "ExitCode")),
-    "exception": (
-        pod(exit_code=1, message=said("error", reason="Exception", text="ValueError: no")),
-        ("Failed", "Exception"),
+    "exit 0 of a plain container with a number that no metric can be": (
+        pod(exit_code=0, message=f'{{"metrics": {{"loss": 1{"0" * 400}}}}}'),
+        ("Succeeded", "NoObjective"),
     ),
-    "store out of reach": (
-        pod(exit_code=1, message=said("error", reason="StoreUnreachable", text="Unreachable: no answer")),
-        ("Infrastructure", "StoreUnreachable"),
-    ),
-    "exception while drained": (
-        pod(exit_code=1, message=said("error", reason="Exception"), condition=DRAIN),
-        ("Preempted", "EvictionByEvictionAPI"),
-    ),
-    "segmentation fault": (pod(exit_code=139), ("Failed", "Signal")),
-    "out of memory by the kernel": (pod(exit_code=137, reason="OOMKilled"), ("Failed", "OutOfMemory")),
-    "out of memory, but drained": (
-        pod(exit_code=137, reason="OOMKilled", condition=DRAIN),
-        ("Preempted", "EvictionByEvictionAPI"),
-    ),
-    "out of GPU memory": (
-        pod(exit_code=1, message=said("error", reason="OutOfMemory")),
-        ("Failed", "OutOfMemory"),
-    ),
-    "GPU lost": (
-        pod(exit_code=1, message=said("error", reason="DeviceFailure")),
-        ("Infrastructure", "DeviceFailure"),
-    ),
-    "killed, nobody says why": (pod(exit_code=137), ("Infrastructure", "Killed")),
-    "SIGTERM, saved and left": (pod(exit_code=143, message=said("preempted")), ("Preempted", "Rescheduled")),
-    "SIGTERM of a plain container that nobody deleted": (pod(exit_code=143), ("Failed", "Signal")),
-    "exit 75": (pod(exit_code=75), ("Preempted", "Rescheduled")),
-    "exit 78": (pod(exit_code=78), ("UserError", "UserError")),
     "user error by marker": (
         pod(exit_code=1, message=said("userError", reason="WorldSizeChanged")),
         ("UserError", "WorldSizeChanged"),
     ),
-    "non-finite objective": (pod(exit_code=0, message=said("stopped", reason="NonFinite")), ("Stopped", "NonFinite")),
     "fenced": (pod(exit_code=75, message=said("fenced")), ("Lost", "Fenced")),
-    "scheduler preemption": (
-        pod(exit_code=137, deleted=True, condition=("DisruptionTarget", "PreemptionByScheduler")),
-        ("Preempted", "PreemptionByScheduler"),
-    ),
-    "Kueue": (
-        pod(exit_code=143, deleted=True, condition=("TerminationTarget", "WorkloadEvictedDueToPreempted")),
-        ("Preempted", "WorkloadEvictedDueToPreempted"),
-    ),
-    "plain delete": (pod(exit_code=143, deleted=True), ("Preempted", "Deleted")),
-    "node shutdown": (pod(exit_code=143, pod_reason="Terminated"), ("Preempted", "Terminated")),
-    "node pressure": (
-        pod(phase="Failed", pod_reason="Evicted", condition=("DisruptionTarget", "TerminationByKubelet")),
-        ("Preempted", "TerminationByKubelet"),
-    ),
-    "own storage limit": (pod(exit_code=137, pod_reason="Evicted"), ("Failed", "StorageLimit")),
-    "deadline": (pod(exit_code=143, pod_reason="DeadlineExceeded"), ("UserError", "DeadlineExceeded")),
-    "rejected by the kubelet": (pod(phase="Failed", pod_reason="OutOfcpu"), ("Infrastructure", "OutOfcpu")),
-    "command not found": (pod(exit_code=128, reason="StartError"), ("UserError", "CannotStart")),
-    "command not found by a shell": (pod(exit_code=127), ("UserError", "CannotStart")),
-    "exit 127 of a trainer that had run": (pod(exit_code=127, message=said("running")), ("Failed", "ExitCode")),
-    "container vanished": (
-        pod(exit_code=137, reason="ContainerStatusUnknown"),
-        ("Infrastructure", "ContainerStatusUnknown"),
-    ),
     "garbage as termination message": (pod(exit_code=1, message='{"v":1,"end":[]}'), ("Failed", "ExitCode")),
     "another attempt's complete marker": (
         pod(exit_code=0, message=Message(end="complete", attempt=9)),
         ("Succeeded", "NoObjective"),
     ),
+    "a condition without a reason": (
+        pod(exit_code=143, condition=("DisruptionTarget", "")),
+        ("Preempted", "Disrupted"),
+    ),
+    "failed, and nobody says why": (pod(phase="Failed"), ("Infrastructure", "NotStarted")),
+    "succeeded, and nobody says how": (pod(phase="Succeeded"), ("Infrastructure", "Unknown")),
 }
 
 
@@ -171,24 +117,85 @@ def test_a_reported_completion_survives_the_pod() -> None:
     assert judged(None, gone=True, report=Message(end="complete", attempt=2)) == ("Lost", "PodGone")
 
 
-def test_a_sidecar_that_outlives_the_trainer_does_not_delay_the_judgement() -> None:
-    one = pod(exit_code=1)
-    one["status"]["phase"] = "Running"
-    one["status"]["containerStatuses"].insert(0, {"name": "sidecar", "state": {"running": {}}})
-    assert judged(one) == ("Failed", "ExitCode")
+def rule(action: str, codes: list[int] | None = None, operator: str = "In", **more: Any) -> FailureRule:
+    about: dict[str, Any] = {"onExitCodes": {"operator": operator, "values": codes}} if codes else {}
+    return FailureRule.model_validate({"action": action} | about | more)
 
 
-def test_an_exit_code_comes_with_the_last_line_of_the_log() -> None:
+ON_DRAIN = [{"type": "DisruptionTarget"}]
+RULES: dict[str, tuple[FailureRule, dict[str, Any], tuple[str, str] | None]] = {
+    "a code that is to be ignored": (rule("Ignore", [3]), pod(exit_code=3), ("Preempted", "ExitCode")),
+    "another code": (rule("Ignore", [3]), pod(exit_code=4), ("Failed", "ExitCode")),
+    "any code but one": (rule("FailTrial", [3], "NotIn"), pod(exit_code=4), ("UserError", "ExitCode")),
+    "that one": (rule("FailTrial", [3], "NotIn"), pod(exit_code=3), ("Failed", "ExitCode")),
+    "no code but one, and success": (rule("FailTrial", [3], "NotIn"), pod(exit_code=0), ("Succeeded", "NoObjective")),
+    "a code that ends all": (rule("FailExperiment", [42]), pod(exit_code=42), ("UserError", "FailExperiment")),
+    "a disruption that counts": (
+        rule("Count", onPodConditions=ON_DRAIN),
+        pod(exit_code=143, condition=DRAIN),
+        ("Failed", "EvictionByEvictionAPI"),
+    ),
+    "a disruption that is ignored is one": (
+        rule("Ignore", onPodConditions=ON_DRAIN),
+        pod(exit_code=143, condition=DRAIN),
+        ("Preempted", "EvictionByEvictionAPI"),
+    ),
+    "trouble of a node that is ignored waits all the same": (
+        rule("Ignore", [137]),
+        pod(exit_code=137),
+        ("Infrastructure", "Killed"),
+    ),
+    "a condition that is False": (
+        rule("Count", onPodConditions=[{"type": "DisruptionTarget", "status": "False"}]),
+        pod(exit_code=143, condition=DRAIN),
+        ("Preempted", "EvictionByEvictionAPI"),
+    ),
+    "a verdict that was obeyed": (
+        rule("Count", onPodConditions=ON_DRAIN),
+        pod(exit_code=0, condition=DRAIN, message=said("stopped", reason="NonFinite")),
+        ("Stopped", "NonFinite"),
+    ),
+    "a complete trainer": (
+        rule("Count", onPodConditions=ON_DRAIN),
+        pod(exit_code=143, condition=DRAIN, message=said("complete")),
+        ("Succeeded", "Completed"),
+    ),
+    "another container": (
+        rule("FailTrial", onExitCodes={"containerName": "fetch", "operator": "In", "values": [3]}),
+        pod(exit_code=3),
+        ("Failed", "ExitCode"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("one", "of", "expected"), RULES.values(), ids=RULES.keys())
+def test_the_users_rules_come_before_the_evidence(
+    one: FailureRule, of: dict[str, Any], expected: tuple[str, str]
+) -> None:
+    assert judged(of, rules=[one]) == expected
+
+
+def test_a_rule_on_an_init_container_is_about_that_one() -> None:
+    one = pod(phase="Failed")
+    one["status"]["initContainerStatuses"] = [{"name": "fetch", "state": {"terminated": {"exitCode": 3}}}]
+    about = rule("FailTrial", onExitCodes={"containerName": "fetch", "operator": "In", "values": [3]})
+    assert judged(one, rules=[about]) == ("UserError", "Init")
+
+
+def test_the_first_rule_that_holds_decides_and_is_named() -> None:
+    rules = [rule("Count", [4]), rule("Ignore", [3]), rule("FailTrial", [3])]
     ending = classify(
-        pod(exit_code=1, message="Traceback ...\nModuleNotFoundError: No module named 'torch'\n"),
-        container="trainer",
-        attempt=1,
-        intent=None,
-        report=None,
-        reported=False,
+        pod(exit_code=3), container="trainer", attempt=1, intent=None, report=None, reported=False, rules=rules
     )
     assert ending is not None
-    assert ending.message == "the trainer exited with code 1: ModuleNotFoundError: No module named 'torch'"
+    assert (ending.class_, ending.message) == (
+        "Preempted",
+        "the trainer exited with code 3 (failurePolicy.rules[1]: Ignore)",
+    )
+
+
+def test_our_own_intent_comes_before_the_users_rules() -> None:
+    assert judged(pod(exit_code=3, deleted=True), intent=STOP, rules=[rule("FailTrial", [3])]) == ("Stopped", "Desired")
 
 
 @pytest.mark.parametrize("garbage", [None, [], "x", 7, {"containerStatuses": 3}, {"conditions": {"a": 1}}])

@@ -64,6 +64,50 @@ def test_too_many_failed_trials_end_it() -> None:
     assert verdict(over) == ("False", "TooManyFailedTrials")
 
 
+def test_a_rule_may_end_it_for_one_attempt_and_says_which() -> None:
+    fatal = a_trial(0, "Failed", reason="FailExperiment", message="the trainer exited with code 42")
+    stopping = planned(fatal, a_trial(1))
+    assert (verdict(stopping), stopping.create) == (("Unknown", "FailExperiment"), 0)
+    over = planned(fatal, a_trial(1, "Stopped"), status=stopping.status.to_object())
+    assert verdict(over) == ("False", "FailExperiment")
+    said = next(c.message for c in over.status.conditions if c.type == "Succeeded")
+    assert said == "exp-0: the trainer exited with code 42"
+
+
+def alike(index: int, phase: str = "Waiting", **status: Any) -> Trial:
+    record = {"attempt": 1, "class": "Failed", "reason": "ExitCode", "message": "no module"}
+    times = {"startTime": stamp(NOW), "endTime": stamp(NOW)}
+    return a_trial(index, phase, history=[record | times], message="no module", **status)
+
+
+def test_the_same_error_in_three_trials_stalls_it_until_one_reports() -> None:
+    stalled = planned(*(alike(i) for i in range(3)), limit=9, parallelism=5)
+    condition = next(c for c in stalled.status.conditions if c.type == "Stalled")
+    assert (condition.status, condition.reason, stalled.create) == ("True", "RepeatedError", 0)
+    assert "exp-0 with: no module" in condition.message
+    assert (verdict(stalled), stalled.status.phase) == (("Unknown", "Running"), "Stalled")
+    known = stalled.status.to_object()
+    better = planned(*(alike(i) for i in range(3)), a_trial(3, loss=0.5), limit=9, parallelism=5, status=known)
+    condition = next(c for c in better.status.conditions if c.type == "Stalled")
+    assert (condition.status, better.create) == ("False", 1)
+
+
+def test_the_same_error_in_all_trials_that_there_may_be_is_the_end() -> None:
+    over = planned(*(alike(i, "Failed") for i in range(4)))
+    assert verdict(over) == ("False", "NoTrialSucceeded")
+    assert not [c for c in over.status.conditions if c.type == "Stalled"]
+
+
+def test_where_nobody_mends_anything_the_same_error_ends_it() -> None:
+    owner = Experiment.from_object(experiment())
+    stopping = plan(owner, [alike(i) for i in range(3)], limit=9, now=NOW, mendable=False)
+    assert verdict(stopping) == ("Unknown", "RepeatedError")
+    known = Experiment.from_object(experiment() | {"status": stopping.status.to_object()})
+    over = plan(known, [alike(i, "Stopped") for i in range(3)], limit=9, now=NOW, mendable=False)
+    assert verdict(over) == ("False", "RepeatedError")
+    assert "exp-0 with: no module" in next(c.message for c in over.status.conditions if c.type == "Succeeded")
+
+
 def test_a_reached_target_ends_it_once_the_others_have_stopped() -> None:
     objectives = [{"metric": "loss", "target": 0.1}]
     stopping = planned(a_trial(0, "Succeeded", 0.05), a_trial(1), objectives=objectives)
@@ -78,6 +122,34 @@ def test_more_trials_wake_a_finished_experiment() -> None:
     done = planned(*(a_trial(i, "Succeeded", 0.1) for i in range(4)))
     more = planned(*(a_trial(i, "Succeeded", 0.1) for i in range(4)), limit=6, status=done.status.to_object())
     assert (verdict(more), more.create) == (("Unknown", "Running"), 2)
+
+
+def test_a_retried_trial_wakes_a_finished_experiment() -> None:
+    done = planned(*(a_trial(i, "Failed") for i in range(4)))
+    again = planned(a_trial(0, "Waiting"), *(a_trial(i, "Failed") for i in range(1, 4)), status=done.status.to_object())
+    assert (verdict(done), verdict(again)) == (("False", "NoTrialSucceeded"), ("Unknown", "Running"))
+    assert (again.status.completion_time, again.create) == (None, 0)
+
+
+def suspended(found: Plan) -> tuple[str, str] | None:
+    return next(((c.status, c.reason) for c in found.status.conditions if c.type == "Suspended"), None)
+
+
+def test_it_is_suspended_once_no_attempt_is_open_and_says_nothing_of_it_before() -> None:
+    open_, rests = a_trial(0, "Running", attempt=1), a_trial(0, "Paused", attempt=1, closed=1)
+    assert suspended(planned(open_)) is None
+    leaving = planned(open_, suspend=True)
+    assert (leaving.create, leaving.status.phase, suspended(leaving)) == (0, "Suspending", ("False", "Suspending"))
+    gone = planned(rests, suspend=True, status=leaving.status.to_object())
+    assert (gone.create, gone.status.phase, suspended(gone)) == (0, "Suspended", ("True", "Suspended"))
+    assert verdict(gone) == ("Unknown", "Suspended")
+    again = planned(rests, status=gone.status.to_object())
+    assert (again.create, again.status.phase, suspended(again)) == (1, "Running", ("False", "Resumed"))
+
+
+def test_one_whose_trials_are_all_over_is_over_also_if_it_is_suspended() -> None:
+    found = planned(*(a_trial(i, "Succeeded", 0.1) for i in range(4)), suspend=True)
+    assert verdict(found) == ("True", "AllTrialsFinished")
 
 
 def test_a_deleted_trial_is_not_created_again() -> None:

@@ -10,7 +10,7 @@ from builders import NOW, pod
 from trialkeeper.contract import CheckpointRef, Message, Resumed
 from trialkeeper_operator.api.experiment import FailurePolicy
 from trialkeeper_operator.api.times import seconds, stamp
-from trialkeeper_operator.api.trial import TrialStatus
+from trialkeeper_operator.api.trial import LostWork, TrialStatus
 from trialkeeper_operator.decide import ledger
 from trialkeeper_operator.decide.endings import Class, Ending
 
@@ -88,12 +88,67 @@ def test_disruptions_end_in_failed_only_beyond_their_own_budget() -> None:
     assert (status.disruptions, status.failures) == (6, 0)
 
 
-def test_running_out_of_memory_twice_without_a_newer_checkpoint_is_final_with_advice() -> None:
+@pytest.mark.parametrize("reason", ["OutOfMemory", "StorageLimit"])
+def test_too_little_of_something_twice_without_a_newer_checkpoint_is_a_user_error(reason: str) -> None:
+    status = closed(opened(), "Failed", reason)
+    assert (status.phase, status.failures) == ("Waiting", 1)
+    status = closed(opened(status), "Failed", reason)
+    assert (status.phase, status.failures, status.history[-1].class_) == ("Failed", 1, "UserError")
+    assert status.message == status.history[-1].message == "why (twice in a row without a newer checkpoint)"
+
+
+def test_too_little_of_something_twice_with_a_newer_checkpoint_is_two_failures() -> None:
     status = closed(opened(), "Failed", "OutOfMemory")
-    assert status.phase == "Waiting"
-    status = closed(opened(status), "Failed", "OutOfMemory")
+    saved = CheckpointRef(2, 4, "manifests/a000002-i000000000004.json", NOW + 5)
+    status = closed(opened(status), "Failed", "OutOfMemory", iteration=4, firstReport=NOW, checkpoint=saved)
+    assert (status.phase, status.failures) == ("Waiting", 2)
+
+
+def test_too_little_of_something_after_a_newer_base_is_two_failures() -> None:
+    """Attempt 1 saved, which nobody heard; attempt 2 states that it began from there."""
+    status = closed(ledger.heard(opened(), began(1, (0, 0), NOW)), "Failed", "OutOfMemory")
+    status = closed(ledger.heard(opened(status), began(2, (1, 8), NOW + 70)), "Failed", "OutOfMemory")
+    assert (status.phase, status.failures) == ("Waiting", 2)
+
+
+def test_a_diverged_trial_is_outside_all_budgets() -> None:
+    status = closed(opened(), "Stopped", "NonFinite")
+    assert (status.phase, status.failures, status.disruptions, status.without_progress) == ("Stopped", 0, 0, 0)
+    assert status.next_attempt_time is None
+
+
+def test_a_retry_renews_the_budgets_and_keeps_the_counters() -> None:
+    status = TrialStatus()
+    for attempt in range(3):
+        status = closed(opened(status), "Failed", "OutOfMemory" if attempt else "R", at=NOW + attempt)
     assert status.phase == "Failed"
-    assert "raise the limit" in status.message
+    status = ledger.retry(status, NOW + 1000)
+    assert (status.phase, status.completion_time, status.next_attempt_time) == ("Waiting", None, None)
+    status = closed(opened(status, NOW + 1001), "Failed", "OutOfMemory", at=NOW + 1060)
+    assert (status.phase, status.failures) == ("Waiting", 3)
+    assert seconds(status.next_attempt_time or "") == pytest.approx(NOW + 1070)  # as after the first failure
+    for at in (1100, 1200):
+        status = closed(opened(status, NOW + at), "Failed", at=NOW + at)
+    assert (status.phase, status.failures) == ("Failed", 5)
+    assert status.message == "why (failed 3 times, failurePolicy.maxFailures is 2)"
+
+
+def test_a_rest_costs_nothing_however_long() -> None:
+    """Paused by somebody, while it ran or while it waited: neither time nor a budget."""
+    status = ledger.heard(opened(), began(1, (0, 0), NOW + 1, firstReport=NOW + 10))
+    ending = Ending("Stopped", "Desired", "why", time=stamp(NOW + 3600))
+    status = ledger.close(status, ending, POLICY, NOW + 3600, paused=True)
+    assert status.phase == "Paused"
+    status = opened(ledger.resumed(status, NOW + 90_000), NOW + 90_001)
+    status = ledger.heard(status, began(2, (0, 0), NOW + 90_005, firstReport=NOW + 90_010))
+    assert status.lost_work.restart_seconds == pytest.approx(10)
+    assert (status.without_progress, status.short_attempts, status.failures, status.disruptions) == (0, 0, 0, 0)
+
+    waiting = closed(status, "Preempted", at=NOW + 90_100)
+    status = opened(ledger.resumed(waiting.model_copy(update={"phase": "Paused"}), NOW + 95_000), NOW + 95_001)
+    status = closed(status, "Preempted", at=NOW + 95_020)  # it never reported
+    assert status.lost_work.restart_seconds == pytest.approx(30)
+    assert ledger.resumed(status, NOW + 99_000) == status  # it did not rest
 
 
 def test_attempts_from_the_same_base_use_up_the_progress_budget() -> None:
@@ -142,7 +197,9 @@ def test_lost_work_is_booked_once_however_often_it_is_heard() -> None:
     assert once.lost_work.iterations == 5
     assert once.lost_work.seconds == pytest.approx(30)  # from the base's report to the death
     assert once.lost_work.restart_seconds == pytest.approx(15)  # from the death to the first new report
-    assert (once.history[0].to_iteration, once.history[0].lost_iterations) == (17, 5)
+    (first,) = once.history
+    assert (first.to_iteration, first.lost_iterations) == (17, 5)
+    assert [first.lost_seconds, first.restart_seconds] == pytest.approx([30, 15])
     assert ledger.heard(once, message) == once
 
 
@@ -153,8 +210,14 @@ def test_an_attempt_that_never_reports_is_restart_time_and_nothing_else() -> Non
     status = opened(status, NOW + 131)
     status = ledger.heard(status, began(3, (1, 12), NOW + 135, lost=5, base_time=NOW + 70, firstReport=NOW + 140))
     assert status.lost_work.restart_seconds == pytest.approx(40)
+    assert [h.restart_seconds for h in status.history] == [pytest.approx(30), pytest.approx(10)]
     assert status.lost_work.iterations == 5
     assert status.lost_work.seconds == pytest.approx(30)
+
+
+def test_goodput_is_the_part_of_the_time_that_was_progress() -> None:
+    assert ledger.goodput(0.0, LostWork()) is None
+    assert ledger.goodput(80.0, LostWork(iterations=3, seconds=10.0, restart_seconds=10.0)) == 0.8
 
 
 def test_another_attempts_or_another_pods_words_are_not_heard() -> None:

@@ -89,3 +89,20 @@ def test_a_restored_trial_says_whether_its_checkpoint_was_there(begins: int, rea
     (told,) = of_trial(before, after)
     assert (told.reason, told.message) == (reason, words)
     assert of_trial(status(checkpoint=known), after) == [told]
+
+
+def test_a_retry_is_told_and_one_that_a_snapshot_knew_is_not() -> None:
+    again = status(attempt=2, closed=2, phase="Waiting", retried={"number": 1, "attempt": 2})
+    (told,) = of_trial(status(attempt=2, closed=2, phase="Failed"), again)
+    assert (told.reason, told.message) == ("Retried", "somebody asked for another try: attempt 3 begins from the start")
+    assert of_trial(status(), again) == []
+
+
+def test_suspended_is_told_when_all_pods_are_gone_and_again_when_it_goes_on() -> None:
+    def said(verdict: str, reason: str) -> ExperimentStatus:
+        condition = {"type": "Suspended", "status": verdict, "reason": reason, "lastTransitionTime": stamp(NOW)}
+        return ExperimentStatus.model_validate({"conditions": [condition]})
+
+    story = [ExperimentStatus(), said("False", "Suspending"), said("True", "Suspended"), said("False", "Resumed")]
+    told = [m.reason for old, new in itertools.pairwise(story) for m in of_experiment(old, new)]
+    assert told == ["Suspended", "Resumed"]

@@ -9,6 +9,7 @@ import pytest
 from builders import NOW, experiment
 from trialkeeper import contract
 from trialkeeper_operator.api.experiment import Experiment
+from trialkeeper_operator.api.trial import Retried
 from trialkeeper_operator.decide import pods
 from trialkeeper_operator.decide.restore import Donor, RestoreRefused, Row, donor_of, restored, rows
 from trialkeeper_operator.decide.trial import View, plan
@@ -92,7 +93,8 @@ def test_where_the_donor_itself_had_begun_comes_after_it() -> None:
 def test_a_finished_trial_is_over_and_stays_it(phase: str) -> None:
     (row,) = taken(found(**{**DONE, "phase": phase}))
     assert row.finished
-    assert row.spec.base is None
+    # Another try of one that has failed would begin where that was; what has succeeded never begins again.
+    assert row.spec.base == (None if phase == "Succeeded" else [f"{PREFIX}/00000/{DONE['checkpoint']['key']}"])
     status = row.status
     assert (status.phase, status.attempt, status.closed, status.iteration) == (phase, 3, 3, 8)
     assert status.metrics["loss"].min == 0.4
@@ -113,6 +115,14 @@ def test_a_finished_trial_whose_last_attempt_looks_open_is_closed() -> None:
 def test_what_a_person_wants_of_a_trial_goes_on() -> None:
     (row,) = taken(found(spec={"desired": "Pause"}, **RUNNING))
     assert row.spec.desired == "Pause"
+
+
+def test_a_retry_that_was_given_is_not_given_again() -> None:
+    retried = {"number": 1, "attempt": 2, "failures": 2}
+    (row,) = taken(found(spec={"retries": 1}, **{**DONE, "phase": "Failed", "retried": retried}))
+    assert (row.spec.retries, row.status.retried) == (1, Retried(number=1, attempt=2, failures=2))
+    (row,) = taken(found(spec={"retries": 1}, **{**RUNNING, "retried": retried}))
+    assert row.status.retried == Retried(number=1, attempt=0, failures=2)  # its attempts are numbered anew
 
 
 def test_the_pod_is_told_where_to_begin_and_never_in_another_namespace() -> None:

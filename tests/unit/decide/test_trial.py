@@ -100,6 +100,13 @@ def test_the_next_attempt_waits_for_its_time_and_clears_the_old_pod() -> None:
     assert [type(a) for a in later.actions] == [DeletePod, CreatePod]
 
 
+def test_a_time_that_no_back_off_reaches_was_a_clocks_mistake_and_is_not_waited_for() -> None:
+    status = {"attempt": 1, "closed": 1, "phase": "Waiting", "nextAttemptTime": stamp(NOW + 86_400)}
+    found = planned(status)
+    assert found.status is not None
+    assert found.status.attempt == 2
+
+
 def test_the_next_attempt_waits_for_a_pod_that_still_runs() -> None:
     status = {"attempt": 1, "closed": 1, "phase": "Waiting"}
     found = planned(status, pod())
@@ -143,10 +150,71 @@ def test_a_paused_trial_rests_and_goes_on_when_it_may() -> None:
     assert again.status.attempt == 2
 
 
+def test_a_suspended_experiment_ends_pods_by_its_own_intent_and_opens_no_attempt() -> None:
+    running = planned(STARTED, pod(), experiment={"suspend": True}).status
+    assert running is not None
+    assert running.intent is not None
+    assert (running.intent.action, running.intent.reason) == ("Pause", "Suspended")
+    resting = planned({"attempt": 1, "closed": 1, "phase": "Waiting"}, experiment={"suspend": True})
+    assert resting.status is not None
+    assert (resting.status.phase, resting.status.reason, resting.actions) == ("Paused", "Suspended", ())
+    both = planned(STARTED, pod(), spec={"desired": "Stop"}, experiment={"suspend": True}).status
+    assert both is not None
+    assert both.intent is not None
+    assert both.intent.action == "Stop"
+
+
+OVER: dict[str, Any] = {"attempt": 2, "closed": 2, "phase": "Failed", "failures": 1, "completionTime": stamp(NOW)}
+ENDED = [{"type": "Succeeded", "status": "True", "reason": "TargetReached", "lastTransitionTime": stamp(NOW)}]
+
+
+@pytest.mark.parametrize(
+    ("spec", "status", "conditions", "again"),
+    [
+        ({}, {}, [], False),
+        ({"retries": 1}, {}, [], True),
+        ({"retries": 1}, {"phase": "Stopped"}, [], True),
+        ({"retries": 1}, {"phase": "Succeeded"}, [], False),
+        ({"retries": 1}, {"retried": {"number": 1}}, [], False),
+        ({"retries": 2}, {"retried": {"number": 1}}, [], True),
+        ({"retries": 1, "desired": "Stop"}, {}, [], False),
+        ({"retries": 1}, {}, ENDED, False),
+    ],
+)
+def test_each_step_of_retries_gives_one_more_try(
+    spec: dict[str, Any], status: dict[str, Any], conditions: list[dict[str, Any]], again: bool
+) -> None:
+    found = planned({**OVER, **status}, spec=spec, conditions=conditions).status
+    assert (found is not None) == again
+    if found is None:
+        return
+    assert found.retried is not None
+    used = status.get("retried", {}).get("number", 0)
+    assert (found.phase, found.reason, found.retried.number, found.retried.failures) == (
+        "Waiting",
+        "Retried",
+        used + 1,
+        1,
+    )
+    (condition,) = found.conditions
+    assert (condition.status, condition.last_transition_time) == ("Unknown", stamp(NOW + 10))
+    opened = planned(found.to_object(), spec=spec).status
+    assert opened is not None
+    assert (opened.attempt, opened.completion_time) == (3, None)
+
+
 def test_a_trial_that_never_began_is_stopped_without_a_pod() -> None:
     found = planned({}, spec={"desired": "Stop"})
     assert found.status is not None
     assert (found.status.phase, found.status.attempt, found.actions) == ("Stopped", 0, ())
+
+
+def test_while_the_experiment_is_stalled_by_one_error_no_further_attempt_is_opened() -> None:
+    stalled = {"type": "Stalled", "status": "True", "reason": "RepeatedError", "lastTransitionTime": stamp(NOW)}
+    waiting = {"attempt": 1, "closed": 1, "phase": "Waiting"}
+    assert planned(waiting, conditions=[stalled]) == Plan()
+    assert planned(waiting, conditions=[stalled], spec={"desired": "Stop"}).status is not None
+    assert planned(waiting, conditions=[stalled | {"reason": "Unschedulable"}]).status is not None
 
 
 def test_a_finished_trial_is_left_alone_and_its_pod_cleared() -> None:
@@ -186,6 +254,23 @@ def test_watchdogs(
         killed = planned({**STARTED, "intent": intent.to_object()}, pod(exit_code=137, deleted=True)).status
         assert killed is not None
         assert (killed.history[-1].class_, killed.history[-1].reason, killed.failures) == ("Failed", reason, 1)
+
+
+@pytest.mark.parametrize(("watched", "reason"), [(0, "NoProgress"), (500, "NoProgress"), (880, None)])
+def test_a_trainer_that_has_reported_is_watched_by_an_operator_that_has_not_heard_it(
+    watched: float, reason: str | None
+) -> None:
+    """One that came up `watched` seconds after the trainer, and has heard nothing at 900."""
+    status = {**STARTED, "pod": {**STARTED["pod"], "firstReportTime": stamp(NOW + 5)}}  # type: ignore[dict-item]
+    spec = {"timeouts": {"progressSeconds": 60}}
+    old = Message(attempt=0, firstReport=NOW)
+    for report, heard in ((None, None), (old, NOW + 899)):
+        found = planned(
+            status, pod(), now=NOW + 900, watched=NOW + watched, report=report, report_time=heard, experiment=spec
+        )
+        intent = found.status.intent if found.status else None
+        assert (intent.reason if intent else None) == reason
+    assert reason or found.after == pytest.approx(40)
 
 
 def test_the_pod_has_what_the_trainer_needs_and_ours_wins() -> None:

@@ -21,7 +21,7 @@ def held(reason: str, message: str = "m", **entry: Any) -> dict[str, Any]:
     [
         (held("ErrImagePull"), "ImageNotPulled"),
         (held("ImagePullBackOff"), "ImageNotPulled"),
-        (held("InvalidImageName"), "ImageNotPulled"),
+        (held("InvalidImageName"), "InvalidImageName"),
         (held("CreateContainerConfigError"), "ContainerConfig"),
         (held("ContainerCreating"), None),
         (held("PodInitializing"), None),
@@ -30,6 +30,8 @@ def held(reason: str, message: str = "m", **entry: Any) -> dict[str, Any]:
         ({"phase": "Running"}, None),
         ({}, None),
         ({"phase": "Pending", "containerStatuses": [None, {"state": "x"}], "conditions": ["y"]}, None),
+        ({"phase": "Pending", "containerStatuses": 3, "initContainerStatuses": {"a": 1}, "conditions": 7}, None),
+        ({"phase": "Pending", "containerStatuses": [{"state": {"waiting": {"reason": ["ErrImagePull"]}}}]}, None),
     ],
 )
 def test_a_pod_waits_for_what_somebody_has_to_mend(status: dict[str, Any], reason: str | None) -> None:

@@ -233,10 +233,11 @@ def test_a_trainer_that_does_not_hear_sigterm_is_told_of_it() -> None:
 
 def test_a_drill_is_one_short_trial_that_always_saves() -> None:
     raw = builders.experiment(
-        enqueue=[{"parameters": {"lr": 0.01}}, {"parameters": {"lr": 0.02}}], stop={"maxIterations": 99}
+        enqueue=[{"parameters": {"lr": 0.01}}, {"parameters": {"lr": 0.02}}], stop={"maxIterations": 99}, suspend=True
     )
     spec = experiment(raw, 6)["spec"]
     assert (spec["maxTrials"], spec["parallelism"], len(spec["enqueue"])) == (1, 1, 1)
+    assert "suspend" not in spec
     assert (spec["checkpoint"], spec["stop"]["maxIterations"]) == ({"frequency": 1}, 18)
     assert raw["spec"]["maxTrials"] == 4, "the experiment itself stays as it is"
     assert experiment(builders.experiment(stop={"maxIterations": 5}), 4)["spec"]["stop"]["maxIterations"] == 5

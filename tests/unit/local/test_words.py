@@ -131,6 +131,7 @@ DOCUMENT: dict[str, Any] = {
             "iterations": 20,
             "trainedSeconds": 8.5,
             "lostWork": {"iterations": 2, "seconds": 0.84, "restartSeconds": 0.31},
+            "goodput": None,
             "attempts": [
                 {
                     "number": 1,
@@ -141,6 +142,8 @@ DOCUMENT: dict[str, Any] = {
                     "fromIteration": 0,
                     "toIteration": 12,
                     "lostIterations": 2,
+                    "lostSeconds": 0.0,
+                    "restartSeconds": 0.0,
                 },
                 {
                     "number": 2,
@@ -151,6 +154,8 @@ DOCUMENT: dict[str, Any] = {
                     "fromIteration": 10,
                     "toIteration": 20,
                     "lostIterations": 0,
+                    "lostSeconds": 0.0,
+                    "restartSeconds": 0.0,
                 },
             ],
             "checkpoint": None,
@@ -168,6 +173,7 @@ DOCUMENT: dict[str, Any] = {
             "iterations": 0,
             "trainedSeconds": 0.0,
             "lostWork": {"iterations": 0, "seconds": 0.0, "restartSeconds": 0.0},
+            "goodput": None,
             "attempts": [
                 {
                     "number": 1,
@@ -178,6 +184,8 @@ DOCUMENT: dict[str, Any] = {
                     "fromIteration": None,
                     "toIteration": 0,
                     "lostIterations": 0,
+                    "lostSeconds": 0.0,
+                    "restartSeconds": 0.0,
                 }
             ],
             "checkpoint": None,

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainers import SAVING, Left, Place
-from trialkeeper import contract, history
+from trialkeeper import contract, environment, history, retention
+from trialkeeper.store.opening import open_at
 
 UNTIL = "for i in range(start, {end}):\n    trialkeeper.report({{'loss': 1.0 / (i + 1)}}, checkpoint=save)\n"
 KILLED = "    if i == {at}: die()\n"
@@ -30,6 +31,7 @@ class Heir(Place):
 
     prefix: str = "default/b-2/00000"
     base: tuple[str, ...] = ()
+    fork: str = ""
 
     @property
     def store(self) -> Path:
@@ -37,6 +39,7 @@ class Heir(Place):
 
     def env(self, attempt: int, pod: str | None = None) -> dict[str, str]:
         told = {"TRIALKEEPER_PREFIX": self.prefix, "TRIALKEEPER_BASE": ",".join(self.base)}
+        told |= {"TRIALKEEPER_FORK": self.fork} if self.fork else {}
         pod = f"{self.prefix.replace('/', '-')}-{pod or attempt}"
         return {**super().env(attempt, pod), **told}
 
@@ -182,6 +185,73 @@ def test_a_donor_that_cannot_be_read_is_no_start(donor: Heir) -> None:
     left = heir.run(training())
     assert "NotADirectoryError" in left.err
     assert heir.rows(1) == []
+
+
+def forked(donor: Heir, iteration: int, attempt: int = 0, name: str = "f-3") -> Heir:
+    heir = trial(donor.root, name)
+    heir.fork = contract.inherited_key(donor.prefix, attempt, iteration)
+    return heir
+
+
+def test_a_fork_begins_at_that_very_checkpoint_and_loses_nothing(donor: Heir) -> None:
+    """The donor lives on and is further by now: what it did after the fork is not the fork's to lose."""
+    donor.run(training(), 2)
+    assert donor.manifests()[-1] == "a000002-i000000000009"
+    for number, attempt in enumerate((0, 2)):
+        heir = forked(donor, 6, attempt, f"f-{number}")
+        left = heir.run(training(killed=6))
+        assert heir.bases() == [f"{donor.prefix}/manifests/a000002-i000000000006.json"]
+        assert heir.numbers(1) == [7]
+        left = heir.run(training(15), 2)
+        assert heir.numbers(2) == [*range(7, 16)]
+        assert stated(left) == (0, 6, 1, 0)
+        assert left.last is not None
+        assert left.last.metrics["loss"].max == 1.0, "the donor's history up to there is the fork's own"
+
+
+def test_a_fork_holds_what_it_began_from_until_it_has_two_checkpoints_of_its_own(donor: Heir) -> None:
+    heir = forked(donor, 3)
+    env = environment.read(heir.env(1))
+    place = open_at(env, donor.prefix)
+    retention.pin(place, env, (1, 3))
+    for own, left in ((1, 1), (2, 0)):
+        retention.let_go(open_at(env, heir.prefix), env, own, retention.Known())
+        assert len(place.list("pins/")) == left
+
+
+def test_a_fork_of_a_fork_finds_what_that_one_began_from(donor: Heir) -> None:
+    donor.run(training(), 2)
+    middle = forked(donor, 6, name="m-3")
+    middle.run(training(12))
+    for iteration in (3, 6):
+        last = forked(middle, iteration, name=f"l-{iteration}")
+        left = last.run(training(12))
+        assert stated(left) == (0, iteration, 0, 0)
+        (base,) = last.bases()
+        assert base is not None
+        assert base.startswith(f"{donor.prefix}/manifests/")
+        assert last.numbers(1)[0] == iteration + 1
+
+
+def test_a_fork_at_what_is_not_there_is_an_error_that_names_what_is(donor: Heir) -> None:
+    donor.run(training(), 2)
+    heir = forked(donor, 5)
+    left = heir.run(training())
+    assert left.code == 78
+    assert left.last is not None
+    assert (left.last.end, left.last.reason) == ("userError", "BaseMissing")
+    assert "iteration 5 under default/a-1/00000" in left.last.text
+    assert "(3, 6, 9)" in left.last.text
+    assert heir.rows(1) == []
+
+
+def test_a_fork_never_begins_at_an_older_one_if_its_own_is_rotten(donor: Heir) -> None:
+    donor.run(training(), 2)
+    for newest in (donor.store / "data").glob("*i000000000006*"):
+        (newest / "i").write_text("0")
+    left = forked(donor, 6).run(training())
+    assert left.code == 78
+    assert "is passed over" in left.err
 
 
 @pytest.mark.parametrize("key", ["../x/manifests/a000001-i000000000001.json", "x", "/manifests/", "a/b/c"])

@@ -65,6 +65,7 @@ def deleted(found: list[Committed], policy: Policy, **more: Any) -> list[int]:
         ([1.0, 2.0, 3.0, 4.0, 5.0], Policy(3), [1, 2]),
         ([1.0, 2.0, 3.0, 4.0, 5.0], Policy(1, "training_iteration", "min"), [2, 3]),
         ([1.0], Policy(0), []),
+        ([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], Policy(0, "loss", "min", held=(2, 3, 99)), [1, 4]),
     ],
 )
 def test_the_best_and_the_newest_two_stay(scores: list[Any], policy: Policy, gone: list[int]) -> None:

@@ -70,6 +70,16 @@ def test_attempts_are_counted_by_class() -> None:
     assert 'trialkeeper_attempts_total{class="Preempted"} 1.0' in text
 
 
+def test_work_is_counted_with_what_is_done_again_and_not_what_a_trial_was_taken_over_with() -> None:
+    """Goodput is (work - lost) / (work + restarts)."""
+    steps = [0.0, 60.0, 90.0, 70.0, 100.0]  # 20 s were lost at the fourth
+    story = [with_status(attempt=1, trainedSeconds=trained) for trained in steps]
+    _, text = heard(*itertools.pairwise(story))
+    assert "trialkeeper_work_seconds_total 120.0" in text
+    _, text = heard((with_status(), with_status(phase="Pending", trainedSeconds=80.0)))
+    assert "trialkeeper_work_seconds_total 0.0" in text
+
+
 def test_a_status_that_somebody_has_written_by_hand_stops_nobody() -> None:
     broken = {**trial(), "status": {"attempt": "many"}}
     assert heard((broken, broken))[0] == []

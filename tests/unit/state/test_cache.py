@@ -26,13 +26,27 @@ def test_an_older_version_never_replaces_a_newer_one() -> None:
     assert cache.apply("Trial", version(trial(attempt=3), 10))
 
 
-def test_a_namesake_with_another_uid_replaces_the_old_one_whatever_its_version() -> None:
+def test_a_namesake_replaces_the_old_one_and_late_news_of_that_do_not_bring_it_back() -> None:
     cache = Cache()
     cache.apply("Trial", version(trial(), 9))
-    cache.apply("Trial", version(trial(), 3, uid="new"))
+    assert cache.apply("Trial", version(trial(), 10, uid="new"))
+    assert not cache.apply("Trial", version(trial(), 8))
+    assert cache.apply("Trial", version(trial(), 11, uid="new"))
     found = cache.trial(NAME)
     assert found is not None
     assert found.uid == "new"
+
+
+def test_an_object_that_is_heard_of_after_its_namesake_was_made_does_not_displace_it() -> None:
+    """The answer of a create overtakes what the watch has to tell of who had the name before."""
+    cache = Cache()
+    cache.apply("Trial", version(trial(), 9, uid="new"))
+    assert not cache.apply("Trial", version(trial(), 3))
+    cache.remove("Trial", version(trial(), 4))
+    found = cache.trial(NAME)
+    assert found is not None
+    assert found.uid == "new"
+    assert cache.apply("Trial", version(trial(), 10, uid="new"))
 
 
 def test_a_late_answer_does_not_revive_a_deleted_object() -> None:
@@ -41,6 +55,26 @@ def test_a_late_answer_does_not_revive_a_deleted_object() -> None:
     cache.remove("Trial", version(trial(), 9))
     assert not cache.apply("Trial", version(trial(), 10))
     assert cache.trial(NAME) is None
+
+
+def test_what_has_left_a_watch_and_is_there_is_known_again() -> None:
+    """Somebody took a label away; what a read says that is older than the removal is still not believed."""
+    cache = Cache()
+    cache.apply("Pod", version(pod(), 9))
+    cache.remove("Pod", version(pod(), 12))
+    for number in (9, 11):
+        assert not cache.apply("Pod", version(pod(), number), live=True)
+    assert not cache.apply("Pod", version(pod(), 12))
+    assert cache.apply("Pod", version(pod(), 12), live=True)
+    assert cache.apply("Pod", version(pod(), 13))
+
+
+def test_a_read_that_is_as_old_as_what_a_list_misses_does_not_bring_it_back() -> None:
+    cache = Cache()
+    cache.apply("Pod", version(pod(), 9))
+    cache.prune("Pod", [], cache.uids("Pod"))
+    assert not cache.apply("Pod", version(pod(), 9), live=True)
+    assert cache.apply("Pod", version(pod(), 10), live=True)
 
 
 def test_children_are_found_by_their_owners_uid_only() -> None:

@@ -15,6 +15,13 @@ SUMMARIES = {  # so that `--help` loads no command
     "results": "Print trials' results, whatever happened to their pods: table, csv, json, TensorBoard.",
     "checkpoints": "List checkpoints.",
     "download": "Fetch a checkpoint, verified.",
+    "top": "Watch trials: phase, iteration, best, disruptions, lost work, goodput.",
+    "pause": "Let a trial save and leave, and keep its place.",
+    "resume": "Let a trial, or an experiment, go on.",
+    "stop": "Let a trial save and leave for good.",
+    "retry": "Give a trial that has failed another try.",
+    "fork": "Begin a new trial at a checkpoint of another one.",
+    "suspend": "Let all trials of an experiment save and leave.",
     "sweep": "Take away what nobody needs from a store.",
     "snapshot": "Show what an experiment's snapshot holds.",
 }

@@ -31,6 +31,7 @@ ENV_STORE = "TRIALKEEPER_STORE"  # a URL: file:///folder, or s3://bucket?endpoin
 ENV_STORE_CA = "TRIALKEEPER_STORE_CA"  # PEM: whom to trust for the store's certificate, absent: the system's
 ENV_PREFIX = "TRIALKEEPER_PREFIX"  # the trial's keys begin with it, see `prefix`
 ENV_BASE = "TRIALKEEPER_BASE"  # where the first attempt begins: `inherited_key`s, the nearest first, joined by commas
+ENV_FORK = "TRIALKEEPER_FORK"  # the `inherited_key` that a trial was forked at; attempt 0: whichever wrote it
 ENV_SCRATCH = "TRIALKEEPER_SCRATCH"  # a folder that lives as long as the pod
 ENV_SCRATCH_BYTES = "TRIALKEEPER_SCRATCH_BYTES"  # that may lie in it before the pod is evicted; absent: not known
 ENV_TERMINATION_LOG = "TRIALKEEPER_TERMINATION_LOG"  # default /dev/termination-log
@@ -87,6 +88,7 @@ REASON_EXCEPTION = "Exception"
 REASON_INTERRUPTED = "Interrupted"
 REASON_STALE_ATTEMPT = "StaleAttempt"
 REASON_WORLD_SIZE = "WorldSizeChanged"
+REASON_BASE = "BaseMissing"
 REASON_RANK = "RankDied"
 
 MESSAGE_LIMIT = 3072  # bytes; the kubelet cuts a termination message at 4,096

@@ -42,6 +42,7 @@ class Environment:
     report: str  # a URL, empty for nowhere
     mtbf: float
     base: tuple[str, ...] = ()  # inherited checkpoints that the first attempt may begin from, the nearest first
+    fork: str = ""  # the inherited checkpoint that it is to begin from and no other, empty if it is no fork
     hold: int = 0  # the iteration at which this attempt waits for the drill's kill, 0 for none
     grace: float = DEFAULT_GRACE  # seconds from SIGTERM to SIGKILL
     scratch_bytes: int = 0  # that may lie in `scratch`, 0: not known
@@ -152,7 +153,8 @@ def read(env: Mapping[str, str], *, worker: bool = False) -> Environment:
         termination_log=Path(env.get(contract.ENV_TERMINATION_LOG, "/dev/termination-log")),
         report=_url(env, contract.ENV_REPORT, _check_report) if env.get(contract.ENV_REPORT) else "",
         mtbf=_number(env, contract.ENV_MTBF_SECONDS, DEFAULT_MTBF),
-        base=_bases(env),
+        base=_bases(env, contract.ENV_BASE),
+        fork=next(iter(_bases(env, contract.ENV_FORK)), ""),
         hold=_hold(env),
         grace=_number(env, contract.ENV_GRACE_SECONDS, DEFAULT_GRACE),
         scratch_bytes=max(0, _whole(env, contract.ENV_SCRATCH_BYTES, 0)),
@@ -163,11 +165,11 @@ def read(env: Mapping[str, str], *, worker: bool = False) -> Environment:
     )
 
 
-def _bases(env: Mapping[str, str]) -> tuple[str, ...]:
-    keys = tuple(key for key in env.get(contract.ENV_BASE, "").split(",") if key)
+def _bases(env: Mapping[str, str], name: str) -> tuple[str, ...]:
+    keys = tuple(key for key in env.get(name, "").split(",") if key)
     for key in keys:
         if contract.parse_inherited_key(key) is None:
-            raise ValueError(f"{contract.ENV_BASE} names no checkpoint: {key[:80]!r}")
+            raise ValueError(f"{name} names no checkpoint: {key[:80]!r}")
     return keys
 
 

@@ -34,8 +34,10 @@ class RankZeroGone(SystemExit):
         super().__init__(contract.EXIT_RESCHEDULE)
 
 
-class WorldSizeChanged(SystemExit):
-    """Raised when a checkpoint was saved by another number of processes, and not for any number. Exit code 78."""
+class CannotBegin(SystemExit):
+    """Raised when a trial cannot begin where it is meant to, and another try would not help. Exit code 78."""
+
+    reason = ""
 
     def __init__(self, text: str) -> None:
         super().__init__(contract.EXIT_USER_ERROR)
@@ -43,6 +45,18 @@ class WorldSizeChanged(SystemExit):
 
     def __str__(self) -> str:
         return self.text
+
+
+class WorldSizeChanged(CannotBegin):
+    """Raised when a checkpoint was saved by another number of processes, and not for any number. Exit code 78."""
+
+    reason = contract.REASON_WORLD_SIZE
+
+
+class BaseMissing(CannotBegin):
+    """Raised when the checkpoint that a trial was forked at is not in the store. Exit code 78."""
+
+    reason = contract.REASON_BASE
 
 
 class CheckpointCorrupt(ValueError):

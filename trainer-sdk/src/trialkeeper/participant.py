@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar
 
 from trialkeeper import leaving, resuming, saving, session, settings
 from trialkeeper.checkpoint import Checkpoint
-from trialkeeper.errors import CheckpointCorrupt, RankZeroGone, TrialPreempted, TrialStopped, WorldSizeChanged
+from trialkeeper.errors import CannotBegin, CheckpointCorrupt, RankZeroGone, TrialPreempted, TrialStopped
 from trialkeeper.manifest import Progress
 from trialkeeper.metrics import of_report
 from trialkeeper.ranks import shards
@@ -86,7 +86,7 @@ class Participant:
             if "try" in said:
                 self._rank_zero.vouch(said["try"], self._is_whole(said["try"]))
             elif "error" in said:
-                self._go(partial(WorldSizeChanged, said["error"]))
+                self._go(partial(CannotBegin, said["error"]))
             else:
                 break
         name = said["begin"]

@@ -20,7 +20,7 @@ from trialkeeper import contract, leaving, resuming, saving, session, settings, 
 from trialkeeper.checkpoint import Checkpoint
 from trialkeeper.contract import Message
 from trialkeeper.environment import reserved
-from trialkeeper.errors import StaleAttempt, TrialPreempted, TrialStopped, WorldSizeChanged
+from trialkeeper.errors import CannotBegin, StaleAttempt, TrialPreempted, TrialStopped
 from trialkeeper.manifest import Progress
 from trialkeeper.metrics import of_report, written
 from trialkeeper.ranks import shards
@@ -120,11 +120,11 @@ class Reporter:
             if asked:
                 return resuming.begin_patiently(self.store, self.env, self.session.await_signal, self._ranks.vouched)
             return resuming.begin(self.store, self.env, asked=False)
-        except WorldSizeChanged as changed:
-            self._ranks.say("base", {"error": changed.text})
-            session.warn(changed.text)
-            self.session.end(contract.END_USER_ERROR, contract.REASON_WORLD_SIZE, changed.text)
-            self._go(partial(WorldSizeChanged, changed.text))
+        except CannotBegin as why_not:
+            self._ranks.say("base", {"error": why_not.text})
+            session.warn(why_not.text)
+            self.session.end(contract.END_USER_ERROR, why_not.reason, why_not.text)
+            self._go(partial(type(why_not), why_not.text))
         except resuming.Superseded as why:
             self._fenced(str(why))
         except OSError as error:

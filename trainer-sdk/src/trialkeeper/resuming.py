@@ -19,7 +19,7 @@ from trialkeeper import contract, history, manifest, retention, session
 from trialkeeper.checkpoint import Checkpoint
 from trialkeeper.contract import CheckpointRef, Resumed
 from trialkeeper.environment import Environment
-from trialkeeper.errors import CheckpointCorrupt
+from trialkeeper.errors import BaseMissing, CheckpointCorrupt
 from trialkeeper.ranks import shards
 from trialkeeper.store import AlreadyThere, Denied, Missing, Store, Unreachable
 from trialkeeper.store.opening import open_at
@@ -27,6 +27,7 @@ from trialkeeper.store.opening import open_at
 NEWEST = 10**6  # an attempt that is later than all
 PATIENCE = 120.0  # seconds for a store to come back before a trainer that asked for its checkpoint fails
 LOOKS = 3  # at what there is, if something goes that was just there: a checkpoint is deleted when newer ones have come
+LISTED = 20  # iterations that a sentence names
 PAUSE = 5.0  # seconds between two such questions
 
 
@@ -100,9 +101,12 @@ def candidates(store: Store, env: Environment) -> Iterator[Candidate]:
     branch = history.branch(attempts, env.attempt)
     if branch.known and branch.root is None:
         return  # the trainer has started over, and that start is the trial's
+    fork = contract.parse_inherited_key(env.fork)
     for donor, attempt, iteration in _donors(env, branch.root):
+        if fork is not None and donor == fork[0]:
+            continue
         place = open_at(env, donor)
-        there = history.visible(place.list("manifests/"), history.records(place), NEWEST)
+        there = _seen(place)
         said = (attempt, iteration)
         if branch.root is not None and donor == branch.root[0]:
             there = [said, *(other for other in there if other[1] < iteration)]
@@ -110,6 +114,43 @@ def candidates(store: Store, env: Environment) -> Iterator[Candidate]:
             there.append(said)
         for found in there:
             yield Candidate(place, contract.manifest_key(*found), contract.inherited_key(donor, *found))
+    if fork is not None:
+        # This one and no other: what is older or newer is not what somebody has asked for.
+        for donor, attempt, iteration in [fork] if fork[1] else _of_iteration(env, fork[0], fork[2]):
+            key = contract.manifest_key(attempt, iteration)
+            yield Candidate(open_at(env, donor), key, contract.inherited_key(donor, attempt, iteration))
+
+
+def _seen(place: Store) -> list[tuple[int, int]]:
+    """Another trial's checkpoints as its next attempt would see them, newest first."""
+    return history.visible(place.list("manifests/"), history.records(place), NEWEST)
+
+
+def _of_iteration(env: Environment, donor: str, iteration: int) -> list[tuple[str, int, int]]:
+    """Where another trial's checkpoint of an iteration is: under its prefix, or under that of the one it began from."""
+    known: set[str] = set()
+    while donor not in known:
+        known.add(donor)
+        place = open_at(env, donor)
+        if found := [(donor, *seen) for seen in _seen(place) if seen[1] == iteration]:
+            return found
+        root = history.branch(history.records(place), NEWEST).root
+        if root is None or root[2] < iteration:
+            break
+        if root[2] == iteration:
+            return [root]
+        donor = root[0]
+    return []
+
+
+def _no_base(env: Environment) -> BaseMissing:
+    donor, _, iteration = contract.parse_inherited_key(env.fork) or ("", 0, 0)
+    there = sorted({found[1] for found in _seen(open_at(env, donor))})
+    listed = ", ".join(map(str, there[-LISTED:])) if there else "none"
+    return BaseMissing(
+        f"the checkpoint that this trial is forked at, iteration {iteration} under {donor}, is not in the store, or "
+        f"not whole: fork at one of those that are there ({listed})"
+    )
 
 
 def _donors(env: Environment, root: tuple[str, int, int] | None) -> list[tuple[str, int, int]]:
@@ -216,10 +257,13 @@ def begin(store: Store, env: Environment, *, asked: bool, vouched: Vouched = _tr
 
 
     :raises Superseded: if a later attempt has begun.
+    :raises BaseMissing: if it is a fork, and what it is forked at is not there.
     :raises OSError: if the store cannot be read.
     """
     base = _newest(store, env, hold=True, vouched=vouched) if asked else None
     attempts = history.records(store)
+    if asked and base is None and env.fork and not _started_over(attempts, env.attempt):
+        raise _no_base(env)
     if not asked and next(candidates(store, env), None) is not None:
         session.warn(
             "get_checkpoint() was not called before the first report(), although there is a checkpoint: "
@@ -229,6 +273,11 @@ def begin(store: Store, env: Environment, *, asked: bool, vouched: Vouched = _tr
         raise Superseded("a later attempt of this trial has begun")
     lost, before = _lost(store, env, attempts, base[0].iteration if base else 0)
     return _begun(env, base, lost, before)
+
+
+def _started_over(attempts: Mapping[int, Mapping[str, Any]], attempt: int) -> bool:
+    branch = history.branch(attempts, attempt)
+    return branch.known and branch.root is None
 
 
 def begin_patiently(

@@ -36,6 +36,7 @@ class Policy:
     num_to_keep: int | None = None
     score_attribute: str | None = None
     score_order: Literal["max", "min"] = "max"
+    held: Sequence[int] = ()  # iterations that somebody is about to begin from, and has not pinned yet
 
 
 def parse(settings: Mapping[str, Any]) -> Policy:
@@ -49,6 +50,7 @@ def parse(settings: Mapping[str, Any]) -> Policy:
     number = checkpoint.get("numToKeep")
     attribute = checkpoint.get("scoreAttribute") or objectives[0].get("metric") or None
     objective = next((o for o in objectives if o.get("metric") == attribute), objectives[0])
+    held = checkpoint.get("held") or []
     order = checkpoint.get("scoreOrder") or ("Max" if objective.get("direction") == "Maximize" else "Min")
     if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 0):
         raise ValueError(f"checkpoint.numToKeep is {str(number)[:40]!r}")
@@ -56,7 +58,9 @@ def parse(settings: Mapping[str, Any]) -> Policy:
         raise ValueError(f"checkpoint.scoreAttribute is {str(attribute)[:40]!r}")
     if order not in ("Max", "Min"):
         raise ValueError(f"checkpoint.scoreOrder is {str(order)[:40]!r}: it is Max or Min")
-    return Policy(number, attribute, "max" if order == "Max" else "min")
+    if not isinstance(held, list) or not all(isinstance(i, int) for i in held):
+        raise ValueError(f"checkpoint.held is {str(held)[:40]!r}")
+    return Policy(number, attribute, "max" if order == "Max" else "min", tuple(held))
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ def kept(
     whole = [found for found in branch if found.whole]
     stay = {found.place for found in whole[:NEWEST_KEPT]}
     stay |= {place for place in (base, *pinned) if place in by_place}
+    stay |= {found.place for found in committed if found.iteration in policy.held}
     stay |= {found.place for found in [f for f in whole if f.reason == BEST][:1]}
     if policy.num_to_keep is None:
         # Nobody has asked for less: also what a trainer that forgot to resume has left behind is somebody's work.
@@ -365,7 +370,7 @@ def let_go(store: Store, env: Environment, own: int, known: Known) -> None:
     """
     places = [store]
     if own >= NEWEST_KEPT:
-        donors = (contract.parse_inherited_key(key) for key in env.base)
+        donors = (contract.parse_inherited_key(key) for key in (*env.base, env.fork))
         places += [open_at(env, donor[0]) for donor in donors if donor is not None]
     for place in places[known.let_go :]:
         for key in place.list(contract.pins_of(env.prefix)):

@@ -58,12 +58,14 @@ def written(size: float) -> str:
 class Rules:
     """What an experiment wants. `budget` in bytes, None for none; `policy` ranks its checkpoints.
 
-    `finished` says of a trial's prefix whether no attempt will come any more, None if it is not known.
+    `finished` says of a trial's prefix whether no attempt will come any more, None if it is not known; `held` which
+    iterations of its checkpoints somebody is about to begin from.
     """
 
     budget: int | None = None
     policy: Policy = field(default_factory=Policy)
     finished: Callable[[str], bool | None] = lambda prefix: None
+    held: Mapping[str, Collection[int]] = field(default_factory=dict)
 
 
 @dataclass
@@ -320,6 +322,8 @@ class Sweep:
             order = rules.policy.score_attribute, rules.policy.score_order
             kept = retention.kept(committed, visible, Policy(0, *order), newest=newest, base=base, pinned=held)
             spared = set()
+        held_back = rules.held.get(trial.prefix, ())
+        kept = {*kept, *(there.place for there in committed if there.iteration in held_back)}
         items = [item for folder in trial.data.values() for item in folder]
         sizes = {item.bytes_in: item.size for item in items}
         return Sized(trial.prefix, newest, committed, sizes, {i.key: i.bytes_in for i in items}, kept, spared)

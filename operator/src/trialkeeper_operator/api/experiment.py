@@ -34,11 +34,22 @@ class Search(Model):
     settings: dict[str, Scalar] = Field(default={}, max_length=32)
 
 
+class EnqueuedBase(Model):
+    """A checkpoint of a Trial in the same namespace: of one iteration, or the newest when it is the entry's turn."""
+
+    trial: StrictStr = Field(min_length=1, max_length=63, pattern=names.LABEL)
+    iteration: StrictInt | None = Field(default=None, ge=1, lt=10**12)
+
+
 class Enqueued(Model):
-    """Parameters to try before the search is asked; what is missing comes from the search."""
+    """A trial to make before the search is asked: parameters to try, a checkpoint to begin from, or both.
+
+    What is missing among the parameters comes from the base's trial, else from the search.
+    """
 
     name: StrictStr | None = Field(default=None, min_length=1, max_length=63)
-    parameters: dict[str, Scalar] = Field(max_length=64)
+    parameters: dict[str, Scalar] = Field(default={}, max_length=64)
+    base: EnqueuedBase | None = None
 
 
 class Threshold(Model):
@@ -87,23 +98,68 @@ class CheckpointPolicy(Model):
     budget: StrictStr | None = Field(default=None, max_length=32, pattern=names.QUANTITY)
 
 
+class ExitCodes(Model):
+    """Exit codes other than 0 of one container or init container; absent: the trainer's."""
+
+    container_name: StrictStr | None = Field(default=None, min_length=1, max_length=63)
+    operator: Literal["In", "NotIn"]
+    values: list[Annotated[StrictInt, Field(ge=1, le=255)]] = Field(min_length=1, max_length=255)
+
+
+class PodCondition(Model):
+    """A condition that a pod may have."""
+
+    type: StrictStr = Field(min_length=1, max_length=316)
+    status: Literal["True", "False", "Unknown"] = "True"
+
+
+class FailureRule(Model):
+    """What an ending is to be, whatever the evidence says; the shape is that of a Job's podFailurePolicy.
+
+    `onPodConditions` holds if any of them does.
+    """
+
+    action: Literal["Ignore", "Count", "FailTrial", "FailExperiment"]
+    on_exit_codes: ExitCodes | None = None
+    on_pod_conditions: list[PodCondition] | None = Field(default=None, min_length=1, max_length=20)
+
+
 class FailurePolicy(Model):
-    """Budgets of a trial, each for a class of endings, and of the experiment."""
+    """Budgets of a trial, each for a class of endings, and of the experiment; the first rule that holds decides.
+
+    `maxRepeatedErrors`: when so many trials ended alike and none has ever reported, the rest is not tried; 0 is off.
+    """
 
     max_failures: StrictInt = Field(default=3, ge=0, le=100)
     max_disruptions: StrictInt = Field(default=1000, ge=0, le=10_000)
     max_without_progress: StrictInt = Field(default=6, ge=1, le=100)
+    max_repeated_errors: StrictInt = Field(default=3, ge=0, le=10_000)
     max_failed_trials: StrictInt | None = Field(default=None, ge=0, le=10_000)
     backoff_seconds: float = Field(default=10.0, ge=0, le=600)
+    rules: list[FailureRule] | None = Field(default=None, max_length=20)
 
 
 class Timeouts(Model):
-    """Watchdogs in seconds, 0 is off; and the grace between SIGTERM and SIGKILL."""
+    """Watchdogs in seconds, 0 is off; and the grace between SIGTERM and SIGKILL.
 
+    `schedulingSeconds`: so long a pod may find no node before the next placement has its turn.
+    """
+
+    scheduling_seconds: float = Field(default=0.0, ge=0, le=YEARS)
+    start_seconds: float = Field(default=600.0, ge=0, le=YEARS)
     first_report_seconds: float = Field(default=0.0, ge=0, le=YEARS)
     progress_seconds: float = Field(default=0.0, ge=0, le=YEARS)
     node_lost_seconds: float = Field(default=60.0, ge=0, le=YEARS)
     grace_seconds: StrictInt = Field(default=30, ge=1, le=3600)
+
+
+class Placement(Model):
+    """Where attempts run until it is the next one's turn: after so many disruptions, or for want of room."""
+
+    name: StrictStr = Field(min_length=1, max_length=63, pattern=names.LABEL)
+    max_disruptions: StrictInt | None = Field(default=None, ge=1, le=10_000)
+    node_selector: dict[str, StrictStr] | None = Field(default=None, max_length=16)
+    tolerations: list[dict[str, Any]] | None = Field(default=None, max_length=16)
 
 
 class RestoreFrom(Model):
@@ -203,11 +259,13 @@ class ExperimentSpec(Model):
     enqueue: list[Enqueued] | None = Field(default=None, max_length=1000)
     max_trials: StrictInt | None = Field(default=None, ge=1, le=10_000)
     parallelism: StrictInt = Field(default=1, ge=0, le=3000)
+    suspend: StrictBool = False
     stop: Stop | None = None
     on_non_finite: Literal["Stop", "Continue"] = "Stop"
     checkpoint: CheckpointPolicy = CheckpointPolicy()
     failure_policy: FailurePolicy = FailurePolicy()
     timeouts: Timeouts = Timeouts()
+    placements: list[Placement] | None = Field(default=None, min_length=1, max_length=4)
     storage: Storage | None = None
     restore_from: RestoreFrom | None = None
     deletion_policy: DeletionPolicy = DeletionPolicy()
@@ -241,13 +299,18 @@ class Restored(StatusModel):
 
 
 class ExperimentStatus(StatusModel):
-    """Written by the operator alone: counts and sums over the trials, never lists of names."""
+    """Written by the operator alone: counts and sums over the trials, never lists of names.
+
+    `enqueued`: entries of spec.enqueue that have had their turn; `passed_over`: those that could not become trials.
+    """
 
     observed_generation: int | None = None
     phase: str | None = Field(default=None, max_length=32)
     template_hash: str | None = Field(default=None, max_length=64)
     restored: Restored | None = None
     trials: int = 0
+    enqueued: int = Field(default=0, ge=0)
+    passed_over: int = Field(default=0, ge=0)
     active: int = 0
     finished: int = 0
     counts: dict[str, int] = Field(default_factory=dict, max_length=16)

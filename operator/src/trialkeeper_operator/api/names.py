@@ -40,7 +40,9 @@ TRIALS_LIMIT = 10_000  # trials of an experiment
 ACCEPTED = "Accepted"
 STALLED = "Stalled"
 SUCCEEDED = "Succeeded"
+SUSPENDED = "Suspended"  # there only if it once was
 SNAPSHOT_KEPT = "SnapshotKept"  # there only if it once could not be kept
+ENQUEUED = "Enqueued"  # there only if an entry of spec.enqueue once had no room, or nothing to begin from
 SWEPT = "Swept"  # there only if something is wanted that the operator has no keys for
 
 # Reasons of Accepted=False.
@@ -49,14 +51,22 @@ TEMPLATE_CHANGED = "TemplateChanged"
 NOT_RESTORED = "NotRestored"
 POD_REFUSED = "PodRefused"
 
+# Reasons of Enqueued=False.
+BASE_MISSING = "BaseMissing"
+NO_ROOM = "NoRoom"
+
 # Reasons of an experiment's Succeeded condition. Those of STOPPING end its trials.
 ALL_TRIALS_FINISHED = "AllTrialsFinished"
 NO_TRIAL_SUCCEEDED = "NoTrialSucceeded"
 TARGET_REACHED = "TargetReached"
 TOO_MANY_FAILED_TRIALS = "TooManyFailedTrials"
+REPEATED_ERROR = "RepeatedError"  # also a reason of Stalled
+FAIL_EXPERIMENT = "FailExperiment"  # also the reason of the ending that a rule of failurePolicy is about
 STOPPING = {
     TARGET_REACHED: "a trial has reached the objective's target",
     TOO_MANY_FAILED_TRIALS: "more trials failed than failurePolicy.maxFailedTrials allows",
+    REPEATED_ERROR: "several trials ended alike before any had reported",
+    FAIL_EXPERIMENT: "an attempt has ended in a way that a rule of failurePolicy ends the experiment for",
 }
 
 

@@ -126,6 +126,13 @@ EXPERIMENT: tuple[Rule, ...] = (
     ),
     Rule(
         "spec",
+        "stands twice: each placement needs a name of its own",
+        None,
+        lambda s: [f"placements[{i}].name" for i in twins.later(s.get("placements"), "name")],
+        without_cel="the list is a map by name: the API server refuses it by itself",
+    ),
+    Rule(
+        "spec",
         "stands twice: each enqueued entry needs a name of its own, or none",
         None,
         lambda s: [f"enqueue[{i}].name" for i in twins.later(s.get("enqueue"), "name")],
@@ -176,6 +183,19 @@ EXPERIMENT: tuple[Rule, ...] = (
         "!has(self.checkpoint) || !has(self.checkpoint.scoreAttribute) || has(self.checkpoint.scoreOrder) || "
         "self.objectives.exists(o, o.metric == self.checkpoint.scoreAttribute)",
         unless("checkpoint.scoreAttribute", twins.score_order_known),
+    ),
+    Rule(
+        "spec.failurePolicy.rules[]",
+        "needs exactly one of onExitCodes, onPodConditions",
+        "has(self.onExitCodes) != has(self.onPodConditions)",
+        unless("", lambda r: ("onExitCodes" in r) != ("onPodConditions" in r)),
+    ),
+    Rule(
+        "spec",
+        "is not the name of a container or init container in spec.template",
+        None,
+        twins.ruled_containers,
+        without_cel="init containers are not declared, and CEL sees declared fields only",
     ),
     Rule(
         "spec.storage",
@@ -256,8 +276,18 @@ EXPERIMENT: tuple[Rule, ...] = (
 TRIAL: tuple[Rule, ...] = (
     Rule(
         "spec",
-        "cannot change: only spec.desired may",
-        _equal_cel("experiment", "experimentUid", "index", "name", "parameters", "note", "seed", "base"),
-        transition=changed("experiment", "experimentUid", "index", "name", "parameters", "note", "seed", "base"),
+        "cannot change: only spec.desired and spec.retries may",
+        _equal_cel(
+            "experiment", "experimentUid", "index", "name", "parameters", "note", "seed", "base", "enqueued", "fork"
+        ),
+        transition=changed(
+            "experiment", "experimentUid", "index", "name", "parameters", "note", "seed", "base", "enqueued", "fork"
+        ),
+    ),
+    Rule(
+        "spec",
+        "can only grow",
+        "!has(oldSelf.retries) || (has(self.retries) && self.retries >= oldSelf.retries)",
+        transition=lambda new, old: ["retries"] if new.get("retries", 0) < old.get("retries", 0) else [],
     ),
 )

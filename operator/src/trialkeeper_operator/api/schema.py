@@ -31,6 +31,7 @@ _FREE: Schema = {"x-kubernetes-preserve-unknown-fields": True}
 LIST_KEYS = {
     "spec.objectives": "metric",
     "spec.parameters": "name",
+    "spec.placements": "name",
     "spec.template.spec.containers": "name",
     "status.conditions": "type",
     "status.history": "attempt",
@@ -219,7 +220,8 @@ def files() -> dict[str, str]:
     """File names and texts of all CRDs."""
     head = "# Written by `make crds` from the models: change those.\n"
     return {
-        f"{crd['spec']['names']['plural']}.yaml": head + yaml.safe_dump(crd, sort_keys=False, width=120)
+        f"{crd['spec']['names']['plural']}.yaml": head
+        + yaml.safe_dump(crd, sort_keys=False, width=120, default_flow_style=None)
         for crd in (experiments(), trials())
     }
 

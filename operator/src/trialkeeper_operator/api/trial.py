@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, StrictInt
 
 from trialkeeper import contract
 from trialkeeper_operator.api import names
@@ -17,10 +17,13 @@ BaseKey = Annotated[str, Field(max_length=contract.KEY_LIMIT)]
 
 
 class TrialSpec(Model):
-    """Written by the operator; `desired` belongs to people.
+    """Written by the operator; `desired` and `retries` belong to people.
+
+    `retries` only grows: each step gives the trial, once it has failed or was stopped, one more try.
 
     `base`: for the first attempt of a trial that goes on where others ended, keys of checkpoints under their
-    prefixes, the nearest first; the newest one under each of those prefixes is as good.
+    prefixes, the nearest first; the newest one under each of those prefixes is as good. `fork`: the key of the very
+    checkpoint of another trial that it begins from. `enqueued`: which entry of the experiment's `enqueue` it is.
     """
 
     experiment: str = Field(max_length=40)
@@ -31,7 +34,10 @@ class TrialSpec(Model):
     note: str | None = Field(default=None, max_length=256)
     seed: int = Field(default=0, ge=0, lt=2**53)
     base: list[BaseKey] | None = Field(default=None, max_length=BASES_LIMIT)
+    enqueued: int | None = Field(default=None, ge=0, lt=1000)
+    fork: BaseKey | None = None
     desired: Literal["Run", "Pause", "Stop"] = "Run"
+    retries: StrictInt = Field(default=0, ge=0, le=1000)
 
 
 class PodRecord(StatusModel):
@@ -45,11 +51,30 @@ class PodRecord(StatusModel):
 
 
 class Intent(StatusModel):
-    """What we mean to do to the open attempt's pod, recorded before it is done."""
+    """What we mean to do to the open attempt's pod, recorded before it is done.
 
-    action: Literal["Stop", "Pause", "Restart"]
+    `Restart` counts as a failure, `Reschedule` as a disruption, `Fail` ends the trial.
+    """
+
+    action: Literal["Stop", "Pause", "Restart", "Reschedule", "Fail"]
     reason: str = Field(max_length=64)
     message: str = Field(default="", max_length=1024)
+
+
+class Placed(StatusModel):
+    """Which of spec.placements the newest attempt has, and the disruptions that attempts have had there."""
+
+    name: str = Field(max_length=63)
+    disruptions: int = Field(default=0, ge=0)
+
+
+class Retried(StatusModel):
+    """The newest retry that a person asked for: budgets count from here. The rest is what had been counted by then."""
+
+    number: int = Field(ge=1)
+    attempt: int = Field(default=0, ge=0)
+    failures: int = Field(default=0, ge=0)
+    disruptions: int = Field(default=0, ge=0)
 
 
 class MetricStatus(StatusModel):
@@ -85,7 +110,7 @@ class LostWork(StatusModel):
 
 
 class AttemptRecord(StatusModel):
-    """A closed attempt, for people."""
+    """A closed attempt, for people. What its end cost is booked when a later one has begun: see `LostWork`."""
 
     attempt: int = Field(ge=1)
     class_: Literal["Succeeded", "Preempted", "Lost", "Infrastructure", "Failed", "UserError", "Stopped"] = Field(
@@ -101,6 +126,8 @@ class AttemptRecord(StatusModel):
     from_iteration: int | None = Field(default=None, ge=0)
     to_iteration: int = Field(default=0, ge=0)
     lost_iterations: int = Field(default=0, ge=0)
+    lost_seconds: float = Field(default=0.0, ge=0)
+    restart_seconds: float = Field(default=0.0, ge=0)
 
 
 Phase = Literal["Pending", "Running", "Waiting", "Paused", "Succeeded", "Failed", "Stopped"]
@@ -110,6 +137,8 @@ class TrialStatus(StatusModel):
     """Written by the operator alone. `attempt` is the newest opened one, `closed` the newest whose ending is here.
 
     `running_seconds` are those of all closed attempts, each from its first report to its end, lost work included.
+    `goodput`: which part of the time was progress, of 1; the rest was done again, or spent on restarts.
+    `resumed_time`: when it went on after a rest that somebody wanted; no time before that is lost.
     """
 
     observed_generation: int | None = None
@@ -123,6 +152,9 @@ class TrialStatus(StatusModel):
     next_attempt_time: Time | None = Field(default=None, max_length=40)
     failures: int = Field(default=0, ge=0)
     disruptions: int = Field(default=0, ge=0)
+    placement: Placed | None = None
+    retried: Retried | None = None
+    resumed_time: Time | None = Field(default=None, max_length=40)
     without_progress: int = Field(default=0, ge=0)
     short_attempts: int = Field(default=0, ge=0)
     save_interval: float | None = Field(default=None, ge=0)
@@ -133,6 +165,7 @@ class TrialStatus(StatusModel):
     checkpoint: CheckpointStatus | None = None
     base: Base | None = None
     lost_work: LostWork = LostWork()
+    goodput: float | None = None
     history: list[AttemptRecord] = Field(default_factory=list, max_length=10)
     start_time: Time | None = Field(default=None, max_length=40)
     completion_time: Time | None = Field(default=None, max_length=40)

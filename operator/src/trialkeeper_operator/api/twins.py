@@ -115,6 +115,17 @@ def trainer(spec: Part) -> bool:
     return name is None or any(c["name"] == name for c in containers(spec))
 
 
+def ruled_containers(spec: Part) -> list[str]:
+    """Rules on exit codes of a container that is not there."""
+    beside = spec["template"]["spec"].get("initContainers")
+    known = {c["name"] for c in containers(spec)}
+    known |= {c.get("name") for c in (beside if isinstance(beside, list) else ()) if isinstance(c, Mapping)}
+    named = (
+        (i, r.get("onExitCodes", {}).get("containerName")) for i, r in enumerate(spec["failurePolicy"].get("rules", ()))
+    )
+    return [f"failurePolicy.rules[{i}].onExitCodes.containerName" for i, name in named if name and name not in known]
+
+
 def score_order_known(spec: Part) -> bool:
     attribute = spec["checkpoint"].get("scoreAttribute")
     known = "scoreOrder" in spec["checkpoint"] or any(o["metric"] == attribute for o in spec["objectives"])

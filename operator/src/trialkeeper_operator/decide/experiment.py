@@ -16,7 +16,7 @@ from trialkeeper_operator.api.conditions import Condition, Verdict, set_conditio
 from trialkeeper_operator.api.experiment import Best, Experiment, ExperimentStatus
 from trialkeeper_operator.api.times import stamp
 from trialkeeper_operator.api.trial import LostWork, Trial
-from trialkeeper_operator.decide import ledger, waiting
+from trialkeeper_operator.decide import fork, ledger, repetition, waiting
 from trialkeeper_operator.decide.objective import reached, value, values
 from trialkeeper_operator.decide.pods import Site
 
@@ -48,30 +48,36 @@ def plan(
     limit: int,
     now: float,
     held: waiting.Waiting | None = None,
+    mendable: bool = True,
 ) -> Plan:
     """The next step of an experiment whose trials are `trials`, by index.
 
     `limit` is how many trials it can have: maxTrials, or fewer where the search knows no more points. `held`: why the
-    next trial could not be made.
+    next trial could not be made. `mendable`: somebody may mend what is wrong while the experiment waits for it.
     """
     status = _counted(experiment, trials)
     digest = template_hash(experiment)
     if status.template_hash not in (None, digest):
         return Plan(_refused(experiment, status, now))
     status = _accepted(experiment, status.model_copy(update={"template_hash": digest}), now)
+    status = _roomed(experiment, status, limit, now)
     settled = _condition(status, names.SUCCEEDED)
     spent = status.active == 0 and status.trials >= limit
     if settled is not None and settled.status != "Unknown" and (settled.reason in names.STOPPING or spent):
         return Plan(status)
+    again = repetition.repeated(trials, experiment.spec.failure_policy.max_repeated_errors)
     reason = _stopping(experiment, trials, settled)
+    if reason is None and again is not None and not mendable:
+        reason = names.REPEATED_ERROR
     if reason is None and status.trials >= limit and status.active == 0:
         reason = names.ALL_TRIALS_FINISHED
-    status = _stalled(status, trials, held, now)
+    status = _stalled(status, trials, held, again if reason in (None, names.REPEATED_ERROR) else None, now)
+    if reason is None and experiment.spec.suspend:
+        return Plan(_suspended(status, trials, now))
+    status = _resumed(status, now)
     if reason is None:
-        return Plan(
-            _running(status, now, "Running", "trials are running"),
-            max(0, min(experiment.spec.parallelism - status.active, limit - status.trials)),
-        )
+        room = max(0, min(experiment.spec.parallelism - status.active, limit - status.trials))
+        return Plan(_running(status, now, "Running", "trials are running"), 0 if again is not None else room)
     if status.active > 0:
         return Plan(_running(status, now, reason, names.STOPPING[reason]))
     return Plan(_finished(experiment, trials, status, reason, now))
@@ -89,6 +95,8 @@ def _stopping(experiment: Experiment, trials: Sequence[Trial], settled: Conditio
     allowed = experiment.spec.failure_policy.max_failed_trials
     if allowed is not None and failed > allowed:
         return names.TOO_MANY_FAILED_TRIALS
+    if any(t.status.phase == "Failed" and t.status.reason == names.FAIL_EXPERIMENT for t in trials):
+        return names.FAIL_EXPERIMENT
     if any(reached(experiment.spec.objectives, t.status) for t in trials):
         return names.TARGET_REACHED
     return None
@@ -102,7 +110,6 @@ def _counted(experiment: Experiment, trials: Sequence[Trial]) -> ExperimentStatu
         restart_seconds=sum(t.status.lost_work.restart_seconds for t in trials),
     )
     trained = sum(t.status.trained_seconds for t in trials)
-    spent = trained + lost.seconds + lost.restart_seconds
     finished = sum(counts[phase] for phase in ledger.FINAL)
     return experiment.status.model_copy(
         update={
@@ -110,6 +117,7 @@ def _counted(experiment: Experiment, trials: Sequence[Trial]) -> ExperimentStatu
             # Every index that was ever given out: a trial that somebody deleted is not made again, since its
             # part of the store belongs to it for ever.
             "trials": max([experiment.status.trials, *(t.spec.index + 1 for t in trials)]),
+            "enqueued": fork.queued(experiment, trials),
             "active": len(trials) - finished,
             "finished": finished,
             "counts": dict(sorted(counts.items())),
@@ -117,7 +125,7 @@ def _counted(experiment: Experiment, trials: Sequence[Trial]) -> ExperimentStatu
             "disruptions": sum(t.status.disruptions for t in trials),
             "failures": sum(t.status.failures for t in trials),
             "lost_work": lost,
-            "goodput": round(trained / spent, 4) if spent > 0 else None,
+            "goodput": ledger.goodput(trained, lost),
         }
     )
 
@@ -204,15 +212,42 @@ def _place_of_store(experiment: Experiment, site: Site | None) -> str:
     return replace(bucket_of(site.store), from_service=False).url if site.store.startswith("s3://") else "PLACE"
 
 
+def passed_over(status: ExperimentStatus, position: int, why: str, now: float) -> ExperimentStatus:
+    """The status once an entry of `enqueue` has had its turn and could not become a trial."""
+    update = {"enqueued": position + 1, "passed_over": status.passed_over + 1}
+    message = f"enqueue[{position}] is passed over: {why}"
+    return _with(status.model_copy(update=update), names.ENQUEUED, "False", names.BASE_MISSING, message, now)
+
+
+def _roomed(experiment: Experiment, status: ExperimentStatus, limit: int, now: float) -> ExperimentStatus:
+    """The status with whether the limit of trials leaves room for all entries of `enqueue`."""
+    left, said = len(experiment.spec.enqueue or ()) - status.enqueued, _condition(status, names.ENQUEUED)
+    if left > 0 and status.trials >= limit:
+        message = f"enqueue has {left} more than maxTrials leaves room for: raise it"
+        return _with(status, names.ENQUEUED, "False", names.NO_ROOM, message, now)
+    if said is None or (said.status, said.reason) != ("False", names.NO_ROOM):
+        return status
+    return _with(status, names.ENQUEUED, "True", "Room", "every entry of enqueue is a trial, or will be", now)
+
+
 def _refused(experiment: Experiment, status: ExperimentStatus, now: float) -> ExperimentStatus:
     message = "spec.template was changed after it had been accepted: restore it, or create a new experiment"
     return _with(status, names.ACCEPTED, "False", names.TEMPLATE_CHANGED, message, now)
 
 
 def _stalled(
-    status: ExperimentStatus, trials: Sequence[Trial], held: waiting.Waiting | None, now: float
+    status: ExperimentStatus,
+    trials: Sequence[Trial],
+    held: waiting.Waiting | None,
+    again: waiting.Waiting | None,
+    now: float,
 ) -> ExperimentStatus:
-    """Stalled while every active trial waits for something that somebody has to mend; absent until it first was."""
+    """Stalled while every active trial waits for something that somebody has to mend; absent until it first was.
+
+    Also if trials end alike, `again` and again: attempts that run are waited for, since one may report yet.
+    """
+    if again is not None:
+        return _with(status, names.STALLED, "True", again.reason, again.message, now)
     active = [t for t in trials if t.status.phase not in ledger.FINAL]
     stuck = [t for t in active if t.status.phase == "Waiting" and t.status.reason in waiting.REASONS]
     if stuck:
@@ -223,6 +258,26 @@ def _stalled(
     if _condition(status, names.STALLED) is None:
         return status
     return _with(status, names.STALLED, "False", "Going", "a trial makes progress, or none is active", now)
+
+
+def _suspended(status: ExperimentStatus, trials: Sequence[Trial], now: float) -> ExperimentStatus:
+    """Suspended once no attempt is open any more; until then trainers save and leave."""
+    left = sum(t.status.attempt > t.status.closed for t in trials)
+    phase = "Suspending" if left else names.SUSPENDED
+    status = status.model_copy(update={"phase": phase, "completion_time": None})
+    status = _with(status, names.SUCCEEDED, "Unknown", names.SUSPENDED, "spec.suspend is true", now)
+    if left:
+        message = f"trials that save and leave: {left}"
+        return _with(status, names.SUSPENDED, "False", phase, message, now)
+    message = "no pod runs; with spec.suspend false every trial goes on from its newest checkpoint"
+    return _with(status, names.SUSPENDED, "True", phase, message, now)
+
+
+def _resumed(status: ExperimentStatus, now: float) -> ExperimentStatus:
+    """The status of one that is not suspended; nothing is said of one that never was."""
+    if _condition(status, names.SUSPENDED) is None:
+        return status
+    return _with(status, names.SUSPENDED, "False", "Resumed", "spec.suspend is false", now)
 
 
 def _running(status: ExperimentStatus, now: float, reason: str, message: str) -> ExperimentStatus:
@@ -240,6 +295,11 @@ def _finished(
     verdict: Verdict
     if reason == names.TOO_MANY_FAILED_TRIALS:
         verdict, message = "False", f"{status.counts.get('Failed', 0)} trials failed, more than maxFailedTrials allows"
+    elif reason == names.FAIL_EXPERIMENT:
+        verdict, message = "False", _fatal(trials)
+    elif reason == names.REPEATED_ERROR:
+        stalled = _condition(status, names.STALLED)
+        verdict, message = "False", stalled.message if stalled else names.STOPPING[reason]
     elif succeeded == 0 and reason != names.TARGET_REACHED and trials:
         verdict, reason = "False", names.NO_TRIAL_SUCCEEDED
         message = f"none of {len(trials)} trials came to a result; the last says: {_last_words(trials)}"
@@ -249,6 +309,11 @@ def _finished(
         update={"phase": "Succeeded" if verdict == "True" else "Failed", "completion_time": stamp(now)}
     )
     return _with(status, names.SUCCEEDED, verdict, reason, message, now)
+
+
+def _fatal(trials: Sequence[Trial]) -> str:
+    fatal = next((t for t in trials if t.status.reason == names.FAIL_EXPERIMENT), None)
+    return f"{fatal.name}: {fatal.status.message}" if fatal else names.STOPPING[names.FAIL_EXPERIMENT]
 
 
 def _last_words(trials: Sequence[Trial]) -> str:

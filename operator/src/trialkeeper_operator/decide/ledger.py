@@ -8,9 +8,10 @@ was lost on the way is found again by the next look. `history` is for people and
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from trialkeeper.contract import REASON_OOM, CheckpointRef, Message
+from trialkeeper.contract import CheckpointRef, Message
 from trialkeeper_operator.api.experiment import FailurePolicy
 from trialkeeper_operator.api.times import seconds, stamp
 from trialkeeper_operator.api.trial import (
@@ -20,9 +21,10 @@ from trialkeeper_operator.api.trial import (
     LostWork,
     MetricStatus,
     PodRecord,
+    Retried,
     TrialStatus,
 )
-from trialkeeper_operator.decide import disruptions, endings
+from trialkeeper_operator.decide import disruptions, endings, waiting
 from trialkeeper_operator.decide.endings import Ending
 
 HISTORY = 10
@@ -31,8 +33,6 @@ INFRASTRUCTURE_BACKOFF_LIMIT = 300.0
 QUICK_RETRIES = 3  # disruptions without progress that are retried at once; later ones wait
 SHORT_BOUND = 10  # so many times maxWithoutProgress short attempts are forgiven
 ASSUMED_INTERVAL = 60.0  # seconds between saves while none has been measured
-
-_MEMORY = frozenset({REASON_OOM, "StorageLimit"})
 
 
 def open_attempt(status: TrialStatus) -> TrialStatus:
@@ -46,6 +46,30 @@ def open_attempt(status: TrialStatus) -> TrialStatus:
             "pod": None,
             "intent": None,
             "next_attempt_time": None,
+        }
+    )
+
+
+def resumed(status: TrialStatus, now: float) -> TrialStatus:
+    """A trial that rested because somebody wanted it to, on its way to its next attempt: the rest cost it nothing."""
+    return status.model_copy(update={"resumed_time": stamp(now)}) if status.phase == "Paused" else status
+
+
+def retry(status: TrialStatus, now: float) -> TrialStatus:
+    """One more try for a trial that was over. Its budgets count from here; its checkpoints and counters stay."""
+    number = status.retried.number if status.retried else 0
+    counted = {"attempt": status.closed, "failures": status.failures, "disruptions": status.disruptions}
+    return status.model_copy(
+        update={
+            "phase": "Waiting",
+            "reason": "Retried",
+            "message": "",
+            "next_attempt_time": None,
+            "completion_time": None,
+            "resumed_time": stamp(now),
+            "without_progress": 0,
+            "short_attempts": 0,
+            "retried": Retried(number=number + 1, **counted),
         }
     )
 
@@ -66,6 +90,13 @@ def _last(status: TrialStatus) -> AttemptRecord | None:
 def _worked(status: TrialStatus) -> AttemptRecord | None:
     """The newest closed attempt that got as far as stating where it began: what it did may be lost."""
     return next((h for h in reversed(status.history) if h.from_iteration is not None), None)
+
+
+def _down_since(status: TrialStatus) -> float | None:
+    """Since when the trial would have gone on if it could; None before its first attempt has ended."""
+    last = _last(status)
+    rested = seconds(status.resumed_time) if status.resumed_time else 0.0
+    return None if last is None else max(seconds(last.end_time), rested)
 
 
 def _add(lost: LostWork, *, iterations: int = 0, work: float = 0.0, restart: float = 0.0) -> LostWork:
@@ -92,7 +123,9 @@ def _begun(status: TrialStatus, message: Message) -> TrialStatus:
     update: dict[str, Any] = {"pod": pod.model_copy(update={"from_iteration": resumed.iteration}), "base": base}
     worked, work = _worked(status), 0.0
     if worked is not None:
-        if status.base == base:
+        if status.base == base and worked.class_ == endings.STOPPED:
+            pass  # it was ended because somebody wanted it: that it came to no checkpoint says nothing
+        elif status.base == base:
             update |= _no_progress(status, worked)
         else:
             update |= {"without_progress": 0, "short_attempts": 0}
@@ -101,6 +134,7 @@ def _begun(status: TrialStatus, message: Message) -> TrialStatus:
         work = seconds(worked.end_time) - began
         reached = {
             "lost_iterations": resumed.lostIterations,
+            "lost_seconds": worked.lost_seconds + max(0.0, work),
             "to_iteration": resumed.iteration + resumed.lostIterations,
         }
         update["history"] = [h.model_copy(update=reached) if h == worked else h for h in status.history]
@@ -117,14 +151,27 @@ def _no_progress(status: TrialStatus, record: AttemptRecord) -> dict[str, Any]:
 
 
 def _first_report(status: TrialStatus, message: Message) -> TrialStatus:
-    pod, last = status.pod, _last(status)
+    pod, since = status.pod, _down_since(status)
     if not message.firstReport or pod is None or pod.first_report_time is not None:
         return status
     update: dict[str, Any] = {"pod": pod.model_copy(update={"first_report_time": stamp(message.firstReport)})}
-    if last is not None:
-        restart = message.firstReport - seconds(last.end_time)
-        update["lost_work"] = _add(status.lost_work, restart=restart)
+    if since is not None:
+        update |= _restarted(status, message.firstReport - since)
     return status.model_copy(update=update)
+
+
+def _restarted(status: TrialStatus, spent: float) -> dict[str, Any]:
+    """Book seconds of a restart: of the trial, and of the attempt whose end made it necessary."""
+    lost = _add(status.lost_work, restart=spent)
+    last = status.history[-1]
+    cost = last.restart_seconds + lost.restart_seconds - status.lost_work.restart_seconds
+    return {"lost_work": lost, "history": [*status.history[:-1], last.model_copy(update={"restart_seconds": cost})]}
+
+
+def goodput(trained: float, lost: LostWork) -> float | None:
+    """Which part of the time was progress, of 1; None before there was any."""
+    spent = trained + lost.seconds + lost.restart_seconds
+    return round(trained / spent, 4) if spent > 0 else None
 
 
 def _checkpoint(ref: CheckpointRef) -> CheckpointStatus:
@@ -159,10 +206,21 @@ def has_reported(status: TrialStatus) -> bool:
     return bool(status.iteration or status.metrics or (status.pod and status.pod.first_report_time))
 
 
+def has_ever_reported(status: TrialStatus) -> bool:
+    """The same, also of attempts whose reports nobody heard but in their last words."""
+    return has_reported(status) or any(h.first_report_time for h in status.history)
+
+
+def has_started(status: TrialStatus) -> bool:
+    """Whether the trainer of any attempt is known to have been started."""
+    return has_ever_reported(status) or any(h.exit_code is not None for h in status.history)
+
+
 def close(status: TrialStatus, ending: Ending, policy: FailurePolicy, now: float, *, paused: bool) -> TrialStatus:
     """Record the ending of the open attempt, its counters, and what comes next, for one write."""
     status = heard(status, ending.said)
-    pod, last = status.pod, _last(status)
+    ending = _for_good(status, ending)
+    pod, since = status.pod, _down_since(status)
     end_time = ending.time or stamp(now)
     record = AttemptRecord(
         attempt=status.attempt,
@@ -187,9 +245,9 @@ def close(status: TrialStatus, ending: Ending, policy: FailurePolicy, now: float
         "message": ending.message,
         "running_seconds": status.running_seconds + round(disruptions.exposed(pod, seconds(end_time))),
     }
-    if record.first_report_time is None and last is not None:
-        restart = seconds(end_time) - seconds(last.end_time)
-        update["lost_work"] = _add(status.lost_work, restart=restart)
+    if record.first_report_time is None and since is not None:
+        restarted = _restarted(status, seconds(end_time) - since)
+        update |= {**restarted, "history": [*restarted["history"], record][-HISTORY:]}
     if record.from_iteration is None and ending.class_ in endings.DISRUPTED | {endings.FAILED}:
         update |= _no_progress(status, record)
     update |= _verdict(status.model_copy(update=update), ending, policy, seconds(end_time), paused=paused)
@@ -199,6 +257,20 @@ def close(status: TrialStatus, ending: Ending, policy: FailurePolicy, now: float
 
 
 FINAL = frozenset({"Succeeded", "Failed", "Stopped"})
+
+
+def _for_good(status: TrialStatus, ending: Ending) -> Ending:
+    """Too little memory or storage, twice in a row with nothing gained in between: a third try would end the same."""
+    last, pod = _last(status), status.pod
+    if ending.reason not in endings.MEMORY or ending.class_ != endings.FAILED or last is None or pod is None:
+        return ending
+    saved = status.checkpoint is not None and status.checkpoint.attempt == status.attempt
+    if status.retried is not None and last.attempt <= status.retried.attempt:
+        return ending  # somebody has asked for one more try since
+    if last.reason != ending.reason or last.from_iteration != pod.from_iteration or saved:
+        return ending
+    message = f"{ending.message} (twice in a row without a newer checkpoint)"
+    return replace(ending, class_=endings.USER_ERROR, message=message)
 
 
 def _verdict(
@@ -222,25 +294,19 @@ def _again(backoff: float, ended: float) -> dict[str, Any]:
 
 def _failed(status: TrialStatus, ending: Ending, policy: FailurePolicy, ended: float) -> dict[str, Any]:
     failures = status.failures + 1
-    reasons = [h.reason for h in status.history[-2:]]
-    if len(reasons) == 2 and reasons[0] == reasons[1] and reasons[0] in _MEMORY and not _newer_checkpoint(status):
-        advice = "twice in a row without a newer checkpoint: raise the limit or make the trial smaller"
-        return {"failures": failures, "phase": "Failed", "message": f"{ending.message} ({advice})"}
-    if failures > policy.max_failures:
-        counted = f"failed {failures} times, failurePolicy.maxFailures is {policy.max_failures}"
+    tries = failures - (status.retried.failures if status.retried else 0)
+    if tries > policy.max_failures:
+        counted = f"failed {tries} times, failurePolicy.maxFailures is {policy.max_failures}"
         return {"failures": failures, "phase": "Failed", "message": f"{ending.message} ({counted})"}
-    backoff = min(policy.backoff_seconds * 2 ** (failures - 1), FAILED_BACKOFF_LIMIT)
+    backoff = min(policy.backoff_seconds * 2 ** (tries - 1), FAILED_BACKOFF_LIMIT)
     return {"failures": failures, **_again(backoff, ended)}
-
-
-def _newer_checkpoint(status: TrialStatus) -> bool:
-    return (status.checkpoint.iteration if status.checkpoint else 0) > (status.base.iteration if status.base else 0)
 
 
 def _disrupted(status: TrialStatus, ending: Ending, policy: FailurePolicy, ended: float) -> dict[str, Any]:
     count = status.disruptions + 1
-    if count > policy.max_disruptions:
-        counted = f"disrupted {count} times, failurePolicy.maxDisruptions is {policy.max_disruptions}"
+    hits = count - (status.retried.disruptions if status.retried else 0)
+    if hits > policy.max_disruptions:
+        counted = f"disrupted {hits} times, failurePolicy.maxDisruptions is {policy.max_disruptions}"
         return {"disruptions": count, "phase": "Failed", "message": f"{ending.message} ({counted})"}
     stuck = max(status.without_progress, status.short_attempts // SHORT_BOUND)
     if stuck > policy.max_without_progress:
@@ -251,6 +317,8 @@ def _disrupted(status: TrialStatus, ending: Ending, policy: FailurePolicy, ended
         said = f"no newer checkpoint in {stuck} attempts, {allowed}"
         return {"message": f"{ending.message} ({said})", **verdict}
     idle = status.without_progress + status.short_attempts
+    if ending.reason == waiting.UNSCHEDULABLE:
+        return {"disruptions": count, **_again(0.0, ended)}  # it has waited, and the next one may run elsewhere
     if ending.class_ == endings.INFRASTRUCTURE:
         backoff = min(policy.backoff_seconds * 2**idle, INFRASTRUCTURE_BACKOFF_LIMIT)
     elif idle > QUICK_RETRIES:

@@ -10,7 +10,7 @@ from trialkeeper_operator.api.times import seconds
 from trialkeeper_operator.api.trial import TrialStatus
 from trialkeeper_operator.decide import endings, ledger
 
-_BAD = frozenset({(names.STALLED, "True"), (names.ACCEPTED, "False")})
+_BAD = frozenset({(names.STALLED, "True"), (names.ACCEPTED, "False"), (names.ENQUEUED, "False")})
 
 
 class Milestone(NamedTuple):
@@ -28,7 +28,7 @@ def of_trial(old: TrialStatus, new: TrialStatus) -> list[Milestone]:
 
     What holds up a pod next is in the status alone: reason and message of the trial always say the newest.
     """
-    return [*_begun(old, new), *_held(old, new), *_ended(old, new)]
+    return [*_begun(old, new), *_held(old, new), *_ended(old, new), *_retried(old, new)]
 
 
 def _begun(old: TrialStatus, new: TrialStatus) -> list[Milestone]:
@@ -82,6 +82,13 @@ def _ended(old: TrialStatus, new: TrialStatus) -> list[Milestone]:
     return [Milestone(type_, last.class_, f"{said} ({last.reason}){_next(new, last.end_time)}", last.attempt)]
 
 
+def _retried(old: TrialStatus, new: TrialStatus) -> list[Milestone]:
+    if new.retried == old.retried or old.phase not in ledger.FINAL:
+        return []
+    whence = f"from iteration {new.checkpoint.iteration}" if new.checkpoint else "from the start"
+    return [Milestone("Normal", "Retried", f"somebody asked for another try: attempt {new.closed + 1} begins {whence}")]
+
+
 def _next(status: TrialStatus, ended: str) -> str:
     """Where the next attempt begins, and when, if not at once."""
     if status.next_attempt_time is None:
@@ -101,7 +108,9 @@ def of_experiment(old: ExperimentStatus, new: ExperimentStatus) -> list[Mileston
     for condition in new.conditions:
         if before.get(condition.type) == (condition.status, condition.reason):
             continue
-        if (condition.type, condition.status) in _BAD:
+        if condition.type == names.SUSPENDED and condition.reason != "Suspending":
+            told.append(Milestone("Normal", condition.reason, condition.message))
+        elif (condition.type, condition.status) in _BAD:
             told.append(Milestone("Warning", condition.reason, condition.message))
         elif condition.type == names.SUCCEEDED and condition.status != "Unknown":
             type_: Literal["Normal", "Warning"] = "Normal" if condition.status == "True" else "Warning"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -18,7 +19,7 @@ from trialkeeper.store.address import Bucket
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.experiment import Experiment, Storage
 from trialkeeper_operator.api.trial import Trial
-from trialkeeper_operator.decide import scratch
+from trialkeeper_operator.decide import placement, scratch
 
 SCRATCH = "/trialkeeper"
 TOKEN_FOLDER = "/var/run/trialkeeper"
@@ -58,29 +59,43 @@ def inherited(trial: Trial) -> list[str]:
 
     Trials are objects that others may write, too: no trainer is sent, or let, into anything else.
     """
-    found = [(key, contract.parse_inherited_key(key)) for key in trial.spec.base or ()]
-    places = [(key, parsed[0].split("/")) for key, parsed in found if parsed is not None]
-    return [key for key, steps in places if len(steps) == 3 and steps[0] == trial.namespace]
+    return [key for key in trial.spec.base or () if _is_inside(key, trial.namespace)]
+
+
+def forked_at(trial: Trial) -> list[str]:
+    """The key of `spec.fork`, if it is one under another trial's prefix in the same namespace."""
+    return [key for key in (trial.spec.fork,) if key is not None and _is_inside(key, trial.namespace)]
+
+
+def _is_inside(key: str, namespace: str) -> bool:
+    parsed = contract.parse_inherited_key(key)
+    steps = parsed[0].split("/") if parsed is not None else []
+    return len(steps) == 3 and steps[0] == namespace
 
 
 def donors(trial: Trial) -> set[str]:
     """The experiments' folders in the store that a trial may have to read beside its own."""
-    return {key.rpartition("/manifests/")[0].rpartition("/")[0] for key in inherited(trial)}
+    return {key.rpartition("/manifests/")[0].rpartition("/")[0] for key in (*inherited(trial), *forked_at(trial))}
 
 
-def settings(experiment: Experiment) -> dict[str, Any]:
-    """What the trainer judges by itself, as the SDK reads it from its environment."""
+def settings(experiment: Experiment, held: Collection[int] = ()) -> dict[str, Any]:
+    """What the trainer judges by itself, as the SDK reads it from its environment; `held`: see `decide.fork`."""
     spec = experiment.spec.to_object()
+    checkpoint = spec.get("checkpoint", {}) | ({"held": sorted(held)} if held else {})
     return {
         "objectives": spec["objectives"],
         "onNonFinite": experiment.spec.on_non_finite,
         "stop": spec.get("stop", {}),
-        "checkpoint": spec.get("checkpoint", {}),
+        "checkpoint": checkpoint,
     }
 
 
 def environment(
-    experiment: Experiment, trial: Trial, attempt: int, mtbf: float = contract.PRIOR_MTBF_SECONDS
+    experiment: Experiment,
+    trial: Trial,
+    attempt: int,
+    mtbf: float = contract.PRIOR_MTBF_SECONDS,
+    held: Collection[int] = (),
 ) -> dict[str, str]:
     """The variables of one attempt; every value is text. `mtbf`: seconds, see `decide.disruptions`."""
     parameters = trial.spec.parameters
@@ -93,12 +108,14 @@ def environment(
         contract.ENV_ATTEMPT: str(attempt),
         contract.ENV_SEED: str(trial.spec.seed),
         contract.ENV_PARAMS: json.dumps(parameters, separators=compact),
-        contract.ENV_SETTINGS: json.dumps(settings(experiment), separators=compact),
+        contract.ENV_SETTINGS: json.dumps(settings(experiment, held), separators=compact),
         contract.ENV_PREFIX: contract.prefix(trial.namespace, experiment.name, experiment.uid, trial.spec.index),
         contract.ENV_MTBF_SECONDS: f"{mtbf:.0f}",
     }
     bases = inherited(trial)
     values |= {contract.ENV_BASE: ",".join(bases)} if bases else {}
+    for key in forked_at(trial):
+        values[contract.ENV_FORK] = key
     for name, value in parameters.items():
         text = value if isinstance(value, str) else json.dumps(value)
         values[contract.ENV_PARAM_PREFIX + name.upper()] = text
@@ -111,17 +128,22 @@ def render(
     attempt: int,
     site: Site | None = None,
     mtbf: float = contract.PRIOR_MTBF_SECONDS,
+    held: Collection[int] = (),
 ) -> dict[str, Any]:
-    """The pod of `attempt`, ready to be created: on this machine, or in the cluster that `site` describes."""
+    """The pod of `attempt`, ready to be created: on this machine, or in the cluster that `site` describes.
+
+    Where it may run there is told by the trial's status, as it is when the attempt is open.
+    """
     template = copy.deepcopy(experiment.spec.template.to_object())
     meta, spec = template.get("metadata") or {}, template["spec"]
     grace = spec.setdefault("terminationGracePeriodSeconds", experiment.spec.timeouts.grace_seconds)
     spec["restartPolicy"] = "Never"
     container = next(c for c in spec["containers"] if c["name"] == experiment.spec.container_name)
-    injected = environment(experiment, trial, attempt, mtbf) | {contract.ENV_GRACE_SECONDS: str(grace)}
+    injected = environment(experiment, trial, attempt, mtbf, held) | {contract.ENV_GRACE_SECONDS: str(grace)}
     defaults: dict[str, str] = {}
     referred: list[dict[str, Any]] = []
     if site is not None:
+        placement.settle(spec, experiment.spec, trial.status)
         injected |= site.environment()
         defaults = _grouping(experiment, trial)
         injected |= _settle(spec, container, site)

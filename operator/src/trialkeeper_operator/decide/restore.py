@@ -34,6 +34,7 @@ _OVER = (
     "metrics",
     "lost_work",
     "start_time",
+    "retried",
 )
 
 
@@ -127,9 +128,13 @@ def _row(experiment: Experiment, donor: Donor, raw: Mapping[str, Any], source: s
             "completion_time": old.completion_time or stamp(now),
         }
         status = old.model_copy(update={**ended, "checkpoint": checkpoint})
-        spec = spec.model_copy(update={"base": None})
+        # One without success may be given another try: then that begins under its own prefix, too.
+        bases = None if old.phase == "Succeeded" else _bases(donor, spec, old)
+        spec = spec.model_copy(update={"base": bases})
     else:
         kept = {field: getattr(old, field) for field in _OVER}
+        if old.retried is not None:
+            kept["retried"] = old.retried.model_copy(update={"attempt": 0})  # attempts are numbered anew
         status = TrialStatus().model_copy(update={**kept, "checkpoint": checkpoint})
         spec = spec.model_copy(update={"base": _bases(donor, spec, old)})
     return Row(spec, completed(status, 1, stamp(now)))

@@ -32,14 +32,14 @@ def room(source: Mapping[str, Any], container: Mapping[str, Any]) -> int | None:
 
     What lies in an emptyDir on disk counts as ephemeral storage as well, so the smaller of both limits holds.
     """
-    directory, claim = source.get("emptyDir"), _at(source, "ephemeral", "volumeClaimTemplate", "spec", "resources")
-    limits = [_at(directory, "sizeLimit"), _at(claim, "requests", "storage")]
+    directory, claim = source.get("emptyDir"), at(source, "ephemeral", "volumeClaimTemplate", "spec", "resources")
+    limits = [at(directory, "sizeLimit"), at(claim, "requests", "storage")]
     if isinstance(directory, dict) and directory.get("medium") in (None, ""):
-        limits.append(_at(container, "resources", "limits", "ephemeral-storage"))
+        limits.append(at(container, "resources", "limits", "ephemeral-storage"))
     return min((size for limit in limits if (size := size_of(limit))), default=None)
 
 
-def _at(value: Any, *path: str) -> Any:
+def at(value: Any, *path: str) -> Any:
     """A member of nested objects, None if there is none."""
     for step in path:
         value = value.get(step) if isinstance(value, dict) else None

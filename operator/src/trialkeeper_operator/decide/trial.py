@@ -8,9 +8,9 @@ the next pass.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from trialkeeper.contract import PRIOR_MTBF_SECONDS, Message
 from trialkeeper_operator.api import names
@@ -18,10 +18,10 @@ from trialkeeper_operator.api.conditions import Condition, Verdict, set_conditio
 from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.api.times import seconds, stamp
 from trialkeeper_operator.api.trial import Intent, Trial, TrialStatus
-from trialkeeper_operator.decide import endings, ledger
+from trialkeeper_operator.decide import endings, evidence, ledger, placement, watchdogs
 from trialkeeper_operator.decide.endings import Ending
 from trialkeeper_operator.decide.pods import Site, render
-from trialkeeper_operator.decide.waiting import PATIENCE, starting, waiting
+from trialkeeper_operator.decide.waiting import PATIENCE, STARTING, starting, waiting
 
 Object = Mapping[str, Any]
 
@@ -34,7 +34,8 @@ class View:
 
     `pods` are those whose controller is this very Trial, by name. `last` is the last state seen of the
     open attempt's pod if its deletion has been watched. `gone`: a live read has just said that the open
-    attempt's pod does not exist. `report`: the newest live report and when it was received.
+    attempt's pod does not exist. `report`: the newest live report and when it was received; `watched`: since when
+    reports have been received at all.
     """
 
     experiment: Experiment
@@ -42,10 +43,13 @@ class View:
     pods: Mapping[str, Object]
     report: Message | None = None
     report_time: float | None = None
+    watched: float = 0.0
     last: Object | None = None
     gone: bool = False
     site: Site | None = None  # the cluster that pods are for, None: this machine
     mtbf: float = PRIOR_MTBF_SECONDS  # seconds between disruptions of a pod of this experiment
+    started: bool = False  # whether a pod of this experiment is known to have been started
+    held: Collection[int] = ()  # iterations that forks of this trial are about to begin from
     silent: bool = False  # whether the node of a pod that is being deleted does not answer, or is gone
 
 
@@ -90,21 +94,25 @@ def plan(view: View, now: float) -> Plan:
     if status.attempt > status.closed:
         return _open(view, now)
     leftovers = _leftovers(view)
-    if status.phase in ledger.FINAL:
-        return Plan(actions=leftovers)
     stop = wanted(view)
+    if status.phase in ledger.FINAL:
+        return Plan(_another_try(view, stop, now), leftovers)
     if stop is not None:
         return Plan(_rest(view, stop, now), leftovers)
-    if status.next_attempt_time and seconds(status.next_attempt_time) > now:
-        return Plan(actions=leftovers, after=seconds(status.next_attempt_time) - now)
+    if _condition(view.experiment, names.STALLED) == ("True", names.REPEATED_ERROR) and status.reason != "Retried":
+        return Plan(actions=leftovers)  # the next attempt would end as the last ones did
+    wait = seconds(status.next_attempt_time) - now if status.next_attempt_time else 0.0
+    if 0 < wait <= ledger.FAILED_BACKOFF_LIMIT:  # what is further off comes from a clock that was ahead
+        return Plan(actions=leftovers, after=wait)
     if _still_running(view):
         return Plan(actions=leftovers, after=5.0)
-    opened = ledger.open_attempt(status)
-    return Plan(_observed(view, opened), (*leftovers, _create(view, opened.attempt)))
+    opened = placement.opened(view.experiment.spec, ledger.open_attempt(ledger.resumed(status, now)))
+    return Plan(_observed(view, opened), (*leftovers, _create(view, opened)))
 
 
-def _create(view: View, attempt: int) -> CreatePod:
-    return CreatePod(render(view.experiment, view.trial, attempt, view.site, view.mtbf))
+def _create(view: View, status: TrialStatus) -> CreatePod:
+    trial = view.trial.model_copy(update={"status": status})
+    return CreatePod(render(view.experiment, trial, status.attempt, view.site, view.mtbf, view.held))
 
 
 def _still_running(view: View) -> bool:
@@ -112,7 +120,7 @@ def _still_running(view: View) -> bool:
     history = view.trial.status.history
     if history and history[-1].class_ == endings.LOST:
         return False
-    return any(not endings.ended(pod, _container(view)) for pod in view.pods.values())
+    return any(not evidence.ended(pod, _container(view)) for pod in view.pods.values())
 
 
 def wanted(view: View) -> Intent | None:
@@ -120,16 +128,19 @@ def wanted(view: View) -> Intent | None:
     desired = view.trial.spec.desired
     if desired == "Stop":
         return Intent(action="Stop", reason="Desired", message="spec.desired is Stop")
-    ending = names.STOPPING.get(_succeeded_reason(view.experiment))
+    ending = names.STOPPING.get(_condition(view.experiment, names.SUCCEEDED)[1])
     if ending is not None:
         return Intent(action="Stop", reason="ExperimentEnded", message=ending)
     if desired == "Pause":
         return Intent(action="Pause", reason="Desired", message="spec.desired is Pause")
+    if view.experiment.spec.suspend:
+        return Intent(action="Pause", reason="Suspended", message="the experiment's spec.suspend is true")
     return None
 
 
-def _succeeded_reason(experiment: Experiment) -> str:
-    return next((c.reason for c in experiment.status.conditions if c.type == names.SUCCEEDED), "")
+def _condition(experiment: Experiment, kind: str) -> tuple[str, str]:
+    """Status and reason of a condition, both empty if it is not there."""
+    return next(((c.status, c.reason) for c in experiment.status.conditions if c.type == kind), ("", ""))
 
 
 def _observed(view: View, status: TrialStatus) -> TrialStatus | None:
@@ -151,7 +162,9 @@ def completed(status: TrialStatus, generation: int, created: str) -> TrialStatus
         last_transition_time=status.completion_time or status.start_time or created,
     )
     conditions = set_condition(status.conditions, condition)
-    return status.model_copy(update={"observed_generation": generation, "conditions": conditions})
+    goodput = ledger.goodput(status.trained_seconds, status.lost_work)
+    update = {"observed_generation": generation, "conditions": conditions, "goodput": goodput}
+    return status.model_copy(update=update)
 
 
 def _rest(view: View, stop: Intent, now: float) -> TrialStatus | None:
@@ -164,6 +177,17 @@ def _rest(view: View, stop: Intent, now: float) -> TrialStatus | None:
     return _observed(view, status.model_copy(update=update))
 
 
+def _another_try(view: View, stop: Intent | None, now: float) -> TrialStatus | None:
+    """What a person's retry makes of a trial that is over without success; None without one, or if it could not run."""
+    trial, status = view.trial, view.trial.status
+    used = status.retried.number if status.retried else 0
+    if status.phase == "Succeeded" or used >= trial.spec.retries or (stop is not None and stop.action == "Stop"):
+        return None
+    again = ledger.retry(status, now)
+    condition = Condition(type=names.SUCCEEDED, status="Unknown", reason=again.phase, last_transition_time=stamp(now))
+    return _observed(view, again.model_copy(update={"conditions": set_condition(again.conditions, condition)}))
+
+
 def _leftovers(view: View) -> tuple[Action, ...]:
     """Pods of closed attempts: cleared away, except a failed one's newest, kept for its log."""
     status = view.trial.status
@@ -173,7 +197,7 @@ def _leftovers(view: View) -> tuple[Action, ...]:
     return tuple(
         DeletePod(name, pod["metadata"]["uid"])
         for name, pod in sorted(view.pods.items())
-        if not pod["metadata"].get("deletionTimestamp") and not (name == kept and endings.ended(pod, _container(view)))
+        if not pod["metadata"].get("deletionTimestamp") and not (name == kept and evidence.ended(pod, _container(view)))
     )
 
 
@@ -202,14 +226,12 @@ def _open(view: View, now: float) -> Plan:
         report=view.report,
         reported=ledger.has_reported(status),
         gone=gone,
+        silent="" if gone else _silence(view, now),
+        rules=view.experiment.spec.failure_policy.rules or (),
     )
     if ending is not None:
         return _closed(view, status, ending, now)
     assert pod is not None
-    if view.site is not None and pod["metadata"].get("deletionTimestamp"):
-        lost = _lost(view, status, pod, now)
-        if lost is not None:
-            return _closed(view, status, lost, now)
     return _watch(view, status, pod, now)
 
 
@@ -218,27 +240,29 @@ def leaving(view: View) -> Object | None:
     status = view.trial.status
     pod = view.pods.get(names.pod_name(view.trial.name, status.attempt)) if status.attempt > status.closed else None
     gone = pod is None or not pod["metadata"].get("deletionTimestamp")
-    return None if pod is None or gone or endings.ended(pod, _container(view)) else pod
+    return None if pod is None or gone or evidence.ended(pod, _container(view)) else pod
 
 
-def _lost(view: View, status: TrialStatus, pod: Object, now: float) -> Ending | None:
-    """A pod whose node cannot end it would be waited for forever; the fence holds off a trainer that lives on there."""
-    node, limit = endings.node_of(pod), view.experiment.spec.timeouts.node_lost_seconds
+def _silence(view: View, now: float) -> str:
+    """Why a pod on its way out will not be ended by its node, in one sentence; empty if it may be.
+
+    It would be waited for forever; the fence holds off a trainer that lives on there.
+    """
+    pod = leaving(view) if view.site is not None else None
+    if pod is None:
+        return ""
+    node, limit = evidence.node_of(pod), view.experiment.spec.timeouts.node_lost_seconds
+    if view.silent:
+        return f"node {node} does not answer"
     late = limit > 0 and now >= seconds(pod["metadata"]["deletionTimestamp"]) + limit
-    if not view.silent and not late:
-        return None
-    intended = _intended(status.intent)
-    if intended is not None:
-        return Ending(*intended, node=node)
-    why = "does not answer" if view.silent else f"has not ended the pod {limit:g} s after its grace"
-    return Ending(endings.LOST, "NodeLost", f"node {node} {why}", node=node)
+    return f"node {node} has not ended the pod {limit:g} s after its grace" if late else ""
 
 
 def _without_pod(view: View, now: float) -> Plan:
     """The number is stored, the pod is not known to exist: create it, unless nobody wants it any more."""
     status, stop = view.trial.status, wanted(view)
     if stop is None:
-        return Plan(actions=(_create(view, status.attempt),))
+        return Plan(actions=(_create(view, status),))
     if not view.gone:
         return Plan(actions=(ConfirmAbsence(names.pod_name(view.trial.name, status.attempt)),))
     ending = Ending(endings.STOPPED, stop.reason, stop.message)
@@ -248,7 +272,7 @@ def _without_pod(view: View, now: float) -> Plan:
 def _closed(view: View, status: TrialStatus, ending: Ending, now: float) -> Plan:
     paused = status.intent is not None and status.intent.action == "Pause" and ending.class_ == endings.STOPPED
     closed = ledger.close(status, ending, view.experiment.spec.failure_policy, now, paused=paused)
-    closed = _without_objective(view, closed)
+    closed = placement.closed(view.experiment.spec, _without_objective(view, closed))
     return Plan(_observed(view, closed), after=0.0)
 
 
@@ -262,11 +286,17 @@ def _without_objective(view: View, status: TrialStatus) -> TrialStatus:
     return status.model_copy(update={"reason": "NoObjective", "message": message})
 
 
+_INTENDED: Final[dict[str, endings.Class]] = {
+    "Stop": endings.STOPPED,
+    "Pause": endings.STOPPED,
+    "Restart": endings.FAILED,
+    "Reschedule": endings.INFRASTRUCTURE,
+    "Fail": endings.USER_ERROR,
+}
+
+
 def _intended(intent: Intent | None) -> endings.Verdict | None:
-    if intent is None:
-        return None
-    class_: endings.Class = endings.FAILED if intent.action == "Restart" else endings.STOPPED
-    return class_, intent.reason, intent.message
+    return None if intent is None else (_INTENDED[intent.action], intent.reason, intent.message)
 
 
 def _watch(view: View, status: TrialStatus, pod: Object, now: float) -> Plan:
@@ -274,13 +304,32 @@ def _watch(view: View, status: TrialStatus, pod: Object, now: float) -> Plan:
     intent = status.intent or wanted(view)
     after: float | None = None
     if intent is None:
-        intent, after = _hang(view, status, now)
+        intent, after = watchdogs.watch(_watched(view, status, pod), view.experiment.spec.timeouts, now)
     if intent is None:
         return Plan(_observed(view, _held(status, pod, now)), after=_sooner(after, pod))
     status = status.model_copy(update={"intent": intent})
     assert status.pod is not None
     delete = () if pod["metadata"].get("deletionTimestamp") else (DeletePod(pod["metadata"]["name"], status.pod.uid),)
     return Plan(_observed(view, status), delete, after=_sooner(None, pod))
+
+
+def _watched(view: View, status: TrialStatus, pod: Object) -> watchdogs.Pod:
+    report, record, last = view.report, status.pod, status.history[-1] if status.history else None
+    assert record is not None
+    heard = None
+    if record.first_report_time is not None:
+        # Who has just come up has heard no report yet, and waits for the next one as long as for any.
+        own = view.report_time if report is not None and report.attempt == status.attempt else None
+        heard = own or max(view.watched, seconds(record.first_report_time))
+    return watchdogs.Pod(
+        body=pod,
+        container=_container(view),
+        recorded=seconds(record.start_time),
+        heard=heard,
+        movable=placement.movable(view.experiment.spec, status),
+        started=view.started,
+        again=last is not None and last.reason == STARTING,
+    )
 
 
 def _sooner(after: float | None, pod: Object) -> float | None:
@@ -299,23 +348,3 @@ def _held(status: TrialStatus, pod: Object, now: float) -> TrialStatus:
     else:
         update = {"phase": "Waiting", "reason": held.reason, "message": held.message}
     return status.model_copy(update=update)
-
-
-def _hang(view: View, status: TrialStatus, now: float) -> tuple[Intent | None, float | None]:
-    """The watchdogs: (our intent, None) if one has run out, else (None, seconds until it may)."""
-    timeouts, report, pod = view.experiment.spec.timeouts, view.report, status.pod
-    assert pod is not None
-    current = report is not None and report.attempt == status.attempt and report.firstReport > 0
-    if current:
-        limit, since = timeouts.progress_seconds, view.report_time or now
-        reason, field = "NoProgress", "timeouts.progressSeconds"
-    else:
-        limit, since = timeouts.first_report_seconds, seconds(pod.start_time)
-        reason, field = "NoReport", "timeouts.firstReportSeconds"
-    if not limit:
-        return None, None
-    left = since + limit - now
-    if left > 0:
-        return None, left
-    message = f"no report for {limit:g} s ({field}): the trainer hangs or reports too rarely"
-    return Intent(action="Restart", reason=reason, message=message), None

@@ -11,19 +11,22 @@ from typing import Any, NamedTuple
 
 from trialkeeper import contract
 from trialkeeper_operator.api.times import seconds
+from trialkeeper_operator.decide import evidence
 
 UNSCHEDULABLE = "Unschedulable"
 IMAGE = "ImageNotPulled"
+IMAGE_NAME = "InvalidImageName"
 CONFIG = "ContainerConfig"
 QUOTA = "QuotaExceeded"
 NAME_TAKEN = "NameTaken"
 REFUSED = "TrialRefused"
+BASE = "BaseNotThere"  # of a fork: its donor has not come to it yet
 STORE = contract.REASON_STORE  # the next attempt waits for a store that did not answer the last one
 STARTING = "SlowStart"
 PATIENCE = 60.0  # seconds that a pod may take to start before that is worth saying
-REASONS = frozenset({STORE, STARTING, UNSCHEDULABLE, IMAGE, CONFIG, QUOTA, NAME_TAKEN})
+REASONS = frozenset({STORE, STARTING, UNSCHEDULABLE, IMAGE, IMAGE_NAME, CONFIG, QUOTA, NAME_TAKEN})
 
-_IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName", "ImageInspectError"})
+_IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "ImageInspectError"})
 _CONFIG = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 
 
@@ -39,7 +42,7 @@ def waiting(pod: Mapping[str, Any], now: float = 0.0) -> Waiting | None:
     status = pod.get("status")
     if not isinstance(status, dict) or status.get("phase") not in (None, "Pending"):
         return None
-    return _unscheduled(status) or _container(pod, status) or _slow(pod, now)
+    return _unscheduled(pod) or _container(pod) or _slow(pod, now)
 
 
 def starting(pod: Mapping[str, Any]) -> bool:
@@ -57,29 +60,34 @@ def _slow(pod: Mapping[str, Any], now: float) -> Waiting | None:
         return None
     if not late:
         return None
-    said = f"pod {meta.get('name', '')} has not started for a minute: kubectl describe pod says why (a missing mount?)"
-    return Waiting(STARTING, said)
+    return Waiting(STARTING, f"pod {meta.get('name', '')} has not started for a minute: {_at_work(pod)}"[:1024])
 
 
-def _unscheduled(status: Mapping[str, Any]) -> Waiting | None:
-    for condition in status.get("conditions") or ():
-        if (
-            isinstance(condition, dict)
-            and condition.get("type") == "PodScheduled"
-            and condition.get("status") == "False"
-        ):
+def _at_work(pod: Mapping[str, Any]) -> str:
+    for entry, _ in evidence.states(pod, "running", "initContainerStatuses"):
+        return f"its init container {entry.get('name', '')} is at work"
+    return "its image is being pulled" if pulling(pod) else "kubectl describe pod says why (a missing mount?)"
+
+
+def pulling(pod: Mapping[str, Any]) -> bool:
+    """Whether a pod that has not started has all but its images: the kubelet makes the sandbox after the mounts."""
+    ready = (c.get("status") for c in evidence.conditions_of(pod) if c.get("type") == "PodReadyToStartContainers")
+    return next(ready, None) == "True"
+
+
+def _unscheduled(pod: Mapping[str, Any]) -> Waiting | None:
+    for condition in evidence.conditions_of(pod):
+        if (condition.get("type"), condition.get("status")) == ("PodScheduled", "False"):
             said = str(condition.get("message") or condition.get("reason") or "")
             return Waiting(UNSCHEDULABLE, f"no node takes the pod: {said}"[:1024])
     return None
 
 
-def _container(pod: Mapping[str, Any], status: Mapping[str, Any]) -> Waiting | None:
-    for entry in [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]:
-        state = entry.get("state") if isinstance(entry, dict) else None
-        held = state.get("waiting") if isinstance(state, dict) else None
-        if not isinstance(held, dict):
-            continue
-        reason, said = held.get("reason"), str(held.get("message") or held.get("reason") or "")
+def _container(pod: Mapping[str, Any]) -> Waiting | None:
+    for entry, held in evidence.states(pod, "waiting"):
+        reason, said = str(held.get("reason") or ""), str(held.get("message") or held.get("reason") or "")
+        if reason == IMAGE_NAME:
+            return Waiting(IMAGE_NAME, f"{entry.get('image', '')} is no image's name: {said}"[:1024])
         if reason in _IMAGE:
             return Waiting(IMAGE, f"the image {entry.get('image', '')} cannot be pulled: {said}"[:1024])
         if reason in _CONFIG:

@@ -48,6 +48,8 @@ def _notes(raw: dict[str, Any], notes: tuple[str, ...]) -> None:
         ignored.append("envFrom (its variables come from your shell)")
     if raw["spec"].get("storage"):
         ignored.append("spec.storage (checkpoints go to the run's folder)")
+    if raw["spec"].get("placements"):
+        ignored.append("spec.placements")
     for note in notes:
         click.echo(f"note: {note}", err=True)
     if ignored:
@@ -125,7 +127,7 @@ def _run(file: Path, folder: Path, sets: list[str], preempt: int, gpus: str | No
         click.echo(json.dumps(done.document(), indent=1))
     elif output == "table":
         click.echo(done.text())
-    return OK if done.document()["phase"] == "Succeeded" else FAILED
+    return OK if done.document()["phase"] in ("Succeeded", "Suspended") else FAILED
 
 
 @click.command()

@@ -15,7 +15,8 @@ from trialkeeper_operator.reconcile.ports import Conflict, Invalid, Object
 NAMESPACE = "default"
 
 _MAY_CHANGE = re.compile(
-    r"spec\.(parallelism|maxTrials|enqueue|failurePolicy|timeouts|checkpoint|stop|deletionPolicy)\b|spec\.objectives\[\d+\]\.target:"
+    r"spec\.(parallelism|maxTrials|suspend|enqueue|failurePolicy|timeouts|placements|checkpoint|stop|deletionPolicy)\b"
+    r"|spec\.objectives\[\d+\]\.target:"
 )
 
 

@@ -88,7 +88,7 @@ def _journals(name: str, run: Path) -> Iterator[tuple[str, Path]]:
 
 def _places(donor: Donor, rows: Iterable[Row]) -> set[str]:
     """The folders of experiments in a store that trials may begin from, or have their last checkpoint in."""
-    keys = [key for row in rows for key in row.spec.base or ()]
+    keys = [key for row in rows for key in (*(row.spec.base or ()), row.spec.fork or "")]
     keys += [row.status.checkpoint.key for row in rows if row.status.checkpoint]
     found = (contract.parse_inherited_key(key) for key in keys)
     prefixes = [donor.prefix(0), *(key[0] for key in found if key is not None)]

@@ -46,6 +46,7 @@ def experiment(raw: Document, kills: int) -> dict[str, Any]:
     stop["maxIterations"] = min(stop.get("maxIterations") or limit, limit)
     if spec.get("enqueue"):
         spec["enqueue"] = spec["enqueue"][:1]
+    spec.pop("suspend", None)
     spec |= {
         "maxTrials": 1,
         "parallelism": 1,

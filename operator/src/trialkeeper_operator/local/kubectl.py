@@ -40,6 +40,11 @@ class Refusal(OSError):
         """Whether there is no such object."""
         return "(NotFound)" in str(self)
 
+    @property
+    def conflict(self) -> bool:
+        """Whether somebody else has changed the object meanwhile."""
+        return "(Conflict)" in str(self) or "has been modified" in str(self)
+
 
 def _program() -> str:
     found = shutil.which("kubectl")
@@ -54,8 +59,21 @@ def get(kind: str, name: str = "", namespace: str | None = None, *more: str) -> 
     :raises NoKubectl: if there is none here.
     :raises Refusal: if there is no such object, no right to it, or no answer.
     """
+    return _answer("get", kind, namespace, *more, *(["--", name] if name else []))
+
+
+def patch(kind: str, name: str, namespace: str, change: Object) -> Object:
+    """Change some fields of an object (RFC 7386), with metadata.resourceVersion only if it is still that one; as it is.
+
+    :raises NoKubectl: if there is none here.
+    :raises Refusal: if there is no such object, no right to change it, or the change is refused.
+    """
+    return _answer("patch", kind, namespace, "--type=merge", f"--patch={json.dumps(change)}", "--", name)
+
+
+def _answer(verb: str, kind: str, namespace: str | None, *more: str) -> Object:
     where = [] if namespace is None else [f"--namespace={namespace}"]
-    command = [_program(), "get", kind, "-o", "json", *where, *more, *(["--", name] if name else [])]
+    command = [_program(), verb, kind, "-o", "json", *where, *more]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:

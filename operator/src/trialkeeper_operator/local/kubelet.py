@@ -27,7 +27,7 @@ NODE = "local"
 REPORT_POLL = 0.1  # seconds
 SWEEP_INTERVAL = 1.0  # seconds at least between two looks for what has outlived its trainer
 SHUTDOWN_GRACE = 10.0  # seconds at most for a trainer to save when the runner goes
-PREEMPTED = "trialkeeper run --preempt"  # how the messages of our own kills begin
+PREEMPTED = "trialkeeper run --preempt"  # stands in the messages of our own kills
 
 How = Literal["SIGTERM", "SIGKILL"]
 

@@ -153,7 +153,7 @@ class Run:
         old = self._trials.get(new.name)
         self._trials[new.name] = new
         self._screen.touch()
-        by_us = [entry.message.startswith(PREEMPTED) for entry in new.status.history]
+        by_us = [PREEMPTED in entry.message for entry in new.status.history]
         if old is None:  # an earlier runner's, with the kills that it has had from it, or a new one
             self.preempter.remember(new.spec.index, sum(by_us))
         elif new.status.closed > old.status.closed and by_us:
@@ -170,13 +170,18 @@ class Run:
 
     def _over(self) -> bool:
         experiment = self._experiment
-        if experiment is None or self._unfinished:
+        if experiment is None:
+            return False
+        current = experiment.status.observed_generation == experiment.generation
+        if current and experiment.spec.suspend and experiment.status.phase == names.SUSPENDED:
+            return True
+        if self._unfinished:
             return False
         verdict = next((c for c in experiment.status.conditions if c.type == names.SUCCEEDED), None)
         return (
             verdict is not None
             and verdict.status != "Unknown"
-            and experiment.status.observed_generation == experiment.generation
+            and current
             and experiment.status.finished == len(self._trials)
         )
 

@@ -102,6 +102,7 @@ def rebuild(where: str) -> None:
     """
     from trialkeeper.results.known import BadPlace, NotThere
     from trialkeeper_operator.local.fetching import NotRebuilt, fetch
+    from trialkeeper_operator.local.summary import printable
     from trialkeeper_operator.state.snapshot import name_of
 
     try:
@@ -120,7 +121,7 @@ def rebuild(where: str) -> None:
     if len(text) > APPLICABLE:
         notes.append("it is too long for kubectl apply: use kubectl apply --server-side -f -")
     for note in notes:
-        click.echo(f"trialkeeper: {_plain(note)}", err=True)
+        click.echo(f"trialkeeper: {printable(note)}", err=True)
 
 
 def _found(name: str, folder: Path, namespace: str | None, fetch: Fetch) -> Object:
@@ -194,14 +195,10 @@ def _models(found: Object, rows: Sequence[Object]) -> tuple[Experiment, list[Tri
     return experiment, trials
 
 
-def _plain(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
 def _about(experiment: Experiment) -> list[str]:
     """The experiment in a few lines."""
     from trialkeeper_operator.api import names
-    from trialkeeper_operator.local.summary import short
+    from trialkeeper_operator.local.summary import printable, short
 
     status = experiment.status
     verdict = next((c for c in status.conditions if c.type == names.SUCCEEDED), None)
@@ -218,16 +215,16 @@ def _about(experiment: Experiment) -> list[str]:
         metric = experiment.spec.objectives[0].metric
         chosen = ", ".join(f"{name}={short(value)}" for name, value in status.best.parameters.items())
         lines.append(f"best        {status.best.trial}: {metric} {status.best.value:.5g} with {chosen}")
-    return [_plain(line) for line in lines]
+    return [printable(line) for line in lines]
 
 
 def _table(experiment: Experiment, trials: Sequence[Trial]) -> tuple[list[str], list[list[str]]]:
-    from trialkeeper_operator.local.summary import HEAD, row, short
+    from trialkeeper_operator.local.summary import HEAD, printable, row, short
 
     cells = []
     for trial in trials:
         chosen = " ".join(f"{name}={short(value)}" for name, value in trial.spec.parameters.items())
-        cells.append([_plain(cell) for cell in (*row(experiment, trial), chosen)])
+        cells.append([printable(cell) for cell in (*row(experiment, trial), chosen)])
     return [*HEAD, "parameters"], cells
 
 

@@ -88,6 +88,7 @@ def _trial(experiment: Experiment, trial: Trial, run: Path) -> dict[str, Any]:
         "iterations": status.iteration,
         "trainedSeconds": round(status.trained_seconds, 3),
         "lostWork": _lost(status.lost_work),
+        "goodput": status.goodput,
         "attempts": [
             {
                 "number": a.attempt,
@@ -98,6 +99,8 @@ def _trial(experiment: Experiment, trial: Trial, run: Path) -> dict[str, Any]:
                 "fromIteration": a.from_iteration,
                 "toIteration": a.to_iteration,
                 "lostIterations": a.lost_iterations,
+                "lostSeconds": round(a.lost_seconds, 3),
+                "restartSeconds": round(a.restart_seconds, 3),
             }
             for a in status.history
         ],
@@ -138,6 +141,11 @@ def row(experiment: Experiment, trial: Trial) -> tuple[str, ...]:
         else "-",
         status.reason if status.phase not in ("Running", "Pending") else "",
     )
+
+
+def printable(text: str) -> str:
+    """Text without what a terminal would act on."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def duration(seconds: float) -> str:

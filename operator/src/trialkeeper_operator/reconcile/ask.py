@@ -9,11 +9,12 @@ from typing import Any, Literal
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.api.trial import Trial
-from trialkeeper_operator.decide import ledger
+from trialkeeper_operator.decide import fork, ledger
+from trialkeeper_operator.decide.fork import Fork
 from trialkeeper_operator.decide.objective import values
 from trialkeeper_operator.search.grid import size as grid_size
-from trialkeeper_operator.search.question import Asked, Question
-from trialkeeper_operator.search.space import Space
+from trialkeeper_operator.search.question import Asked, Question, SearchExhausted, Suggestion
+from trialkeeper_operator.search.space import Space, misfit
 from trialkeeper_operator.search.suggest import suggest, with_given
 
 SEEDS = 2**31
@@ -54,13 +55,18 @@ def space_of(experiment: Experiment) -> Space:
     return Space(tuple(spec.parameters), tuple(o.direction for o in spec.objectives))
 
 
-def limit(experiment: Experiment) -> int:
-    """How many trials an experiment can have: maxTrials, on a grid at most its points and all of them by default."""
-    spec = experiment.spec
+def limit(experiment: Experiment, trials: Sequence[Trial] = ()) -> int:
+    """How many trials an experiment can have: maxTrials; without it as many as are enqueued, but one at least.
+
+    On a grid it is at most its points and what is enqueued beside them, and all of these by default.
+    """
+    spec, entries = experiment.spec, len(experiment.spec.enqueue or ())
     points = grid_size(space_of(experiment)) if spec.search.algorithm == "Grid" else None
-    if points is None:
-        return spec.max_trials or max(1, len(spec.enqueue or ()))
-    return min(spec.max_trials or names.TRIALS_LIMIT, points)
+    if points is not None:
+        beside = max(entries, fork.queued(experiment, trials)) - experiment.status.passed_over
+        return min(spec.max_trials or names.TRIALS_LIMIT, points + beside)
+    made = max([experiment.status.trials, *(trial.spec.index + 1 for trial in trials)])
+    return spec.max_trials or max(1, made + max(0, entries - fork.queued(experiment, trials)))
 
 
 def log_of(experiment: Experiment, trials: Sequence[Trial]) -> list[Asked]:
@@ -77,14 +83,42 @@ def _asked(experiment: Experiment, trial: Trial) -> Asked:
     return Asked(trial.spec.index, trial.spec.parameters, state, None if told is None else tuple(told))
 
 
-def ask(experiment: Experiment, trials: Sequence[Trial], index: int, cache: dict[str, Any]) -> dict[str, Any]:
-    """The body of the Trial of `index`, its parameters suggested by the search, or given by `enqueue`."""
-    spec, space = experiment.spec, space_of(experiment)
+def ask(
+    experiment: Experiment,
+    trials: Sequence[Trial],
+    index: int,
+    cache: dict[str, Any],
+    base: Fork | None = None,
+) -> dict[str, Any]:
+    """The body of the Trial of `index`: the next entry of `enqueue`, begun from `base`, or else the search's answer."""
+    turn = fork.following(experiment, trials)
+    suggestion = _suggested(experiment, trials, index, cache, optional=turn is not None)
+    if turn is None:
+        return body(experiment, index, suggestion.parameters, suggestion.note, None)
+    (position, entry), space = turn, space_of(experiment)
+    given: dict[str, Any] = dict(entry.parameters)
+    if base is not None:
+        known = {p.name: p for p in space.parameters}
+        fitting = {n: v for n, v in base.parameters.items() if n in known and not misfit(known[n], v)}
+        given = fitting | given
+    chosen = with_given(space, given, suggestion)
+    made = body(experiment, index, chosen.parameters, base.note if base else chosen.note, entry.name)
+    kept = {"enqueued": position} | ({"fork": base.key} if base else {})
+    return {**made, "spec": {**made["spec"], **kept}}
+
+
+def _suggested(
+    experiment: Experiment, trials: Sequence[Trial], index: int, cache: dict[str, Any], *, optional: bool
+) -> Suggestion:
+    """What the search says; on a grid that has no more points nothing, if it is only to fill up what others gave."""
+    spec = experiment.spec
     log = [a for a in log_of(experiment, trials) if a.index < index]
-    question = Question(space, log, spec.search.seed, index, spec.search.settings, cache)
-    suggestion = suggest(spec.search.algorithm, question)
-    enqueued = (spec.enqueue or [])[index : index + 1]
-    for given in enqueued:
-        suggestion = with_given(space, given.parameters, suggestion)
-    name = enqueued[0].name if enqueued else None
-    return body(experiment, index, suggestion.parameters, suggestion.note, name)
+    # What was enqueued takes no point of a grid away.
+    beside = fork.queued(experiment, trials) - experiment.status.passed_over if spec.search.algorithm == "Grid" else 0
+    question = Question(space_of(experiment), log, spec.search.seed, index - beside, spec.search.settings, cache)
+    try:
+        return suggest(spec.search.algorithm, question)
+    except SearchExhausted:
+        if optional:
+            return Suggestion({})
+        raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from trialkeeper_operator.api import names
@@ -9,7 +10,8 @@ from trialkeeper_operator.api.experiment import Experiment, ExperimentStatus
 from trialkeeper_operator.api.trial import Trial
 from trialkeeper_operator.api.validate import InvalidObject
 from trialkeeper_operator.decide import experiment as decide
-from trialkeeper_operator.decide import waiting
+from trialkeeper_operator.decide import fork, waiting
+from trialkeeper_operator.decide.fork import Fork, NoBase, NotYet
 from trialkeeper_operator.decide.pods import render
 from trialkeeper_operator.decide.waiting import Waiting
 from trialkeeper_operator.reconcile import restore, snapshot
@@ -17,7 +19,7 @@ from trialkeeper_operator.reconcile.admitted import admitted
 from trialkeeper_operator.reconcile.ask import ask, limit
 from trialkeeper_operator.reconcile.ports import AlreadyExists, Conflict, Invalid, Object, QuotaExceeded
 from trialkeeper_operator.reconcile.refusing import refuse
-from trialkeeper_operator.reconcile.world import Outcome, World
+from trialkeeper_operator.reconcile.world import Outcome, World, remaining
 from trialkeeper_operator.search.check import checked
 from trialkeeper_operator.state.cache import Name, owner_uid
 
@@ -27,7 +29,7 @@ COUNTING = 1.0  # seconds between two writes of a status in which only counts di
 HELD = 15.0  # seconds until a trial that could not be made is tried again
 
 _COUNTS = frozenset(
-    {"trials", "active", "finished", "counts", "best", "disruptions", "failures", "lost_work", "goodput"}
+    {"trials", "enqueued", "active", "finished", "counts", "best", "disruptions", "failures", "lost_work", "goodput"}
 )
 
 
@@ -83,7 +85,11 @@ async def reconcile(world: World, name: Name) -> Outcome:
         world.counted[experiment.uid] = world.now()
     first = plan.status.trials
     for index in range(first, first + plan.create):
-        held = await _create(world, experiment, index)
+        try:
+            held = await _create(world, experiment, index)
+        except NoBase as never:
+            await _pass_over(world, name, str(never))
+            return 0.0
         if held is not None:
             # Said by the next pass, which comes at once if it is news.
             news = world.held.get(experiment.uid) != held
@@ -117,21 +123,31 @@ def _until_counted(world: World, experiment: Experiment, new: ExperimentStatus) 
     old = experiment.status
     if new == old or old.model_copy(update={field: getattr(new, field) for field in _COUNTS}) != new:
         return 0.0
-    return world.counted.get(experiment.uid, 0.0) + COUNTING - world.now()
+    return remaining(world.counted.get(experiment.uid, 0.0), COUNTING, world.now())
 
 
 def _planned(world: World, experiment: Experiment) -> decide.Plan:
     trials = world.cache.trials_of(experiment)
     held = world.held.get(experiment.uid)
-    plan = decide.plan(experiment, trials, limit=limit(experiment), now=world.now(), held=held)
+    # On one machine nobody waits for anything: the run ends, and says why.
+    mendable, most = world.site is not None, limit(experiment, trials)
+    plan = decide.plan(experiment, trials, limit=most, now=world.now(), held=held, mendable=mendable)
     return replace(plan, status=decide.swept(experiment, plan.status, world.site, world.now()))
 
 
 async def _create(world: World, experiment: Experiment, index: int) -> Waiting | None:
     """Create one trial, or say why that is not possible now."""
     trials = world.cache.trials_of(experiment)
+    if len(trials) != index and fork.following(experiment, trials) is not None:
+        # A trial that is not known here may be that very entry's.
+        await _list_trials(world, experiment)
+        trials = world.cache.trials_of(experiment)
+    try:
+        base = await _base(world, experiment, trials)
+    except NotYet as to_come:
+        return Waiting(waiting.BASE, f"the next entry of enqueue waits: {to_come}"[:1024])
     searches = world.searches.setdefault(experiment.uid, {})
-    body = ask(experiment, trials, index, searches)
+    body = ask(experiment, trials, index, searches, base)
     try:
         created = await world.cluster.create(body)
     except AlreadyExists:
@@ -147,6 +163,38 @@ async def _create(world: World, experiment: Experiment, index: int) -> Waiting |
         return Waiting(waiting.REFUSED, f"the next trial is refused: {refusal}"[:1024])
     world.seen(names.TRIAL, created)
     return None
+
+
+async def _base(world: World, experiment: Experiment, trials: Sequence[Trial]) -> Fork | None:
+    """What the next trial begins from, None if that is the start.
+
+    :raises NoBase: if the entry of `enqueue` whose turn it is names something that will never be there.
+    :raises NotYet: if it names something that is still to come.
+    """
+    turn = fork.following(experiment, trials)
+    if turn is None or turn[1].base is None:
+        return None
+    base, namespace = turn[1].base, experiment.namespace
+    if world.cache.trial((namespace, base.trial)) is None:
+        await world.look(names.TRIAL, (namespace, base.trial))
+    donor = world.cache.trial((namespace, base.trial))
+    theirs = world.cache.experiment((namespace, donor.spec.experiment)) if donor else None
+    if donor is not None and theirs is not None and theirs.uid != donor.spec.experiment_uid:
+        theirs = None
+    return fork.fork(experiment, base, donor, theirs)
+
+
+async def _pass_over(world: World, name: Name, why: str) -> None:
+    """Store that the entry of `enqueue` whose turn it is cannot become a trial: it keeps nothing else waiting."""
+    raw, experiment = world.cache.raw(names.EXPERIMENT, name), world.cache.experiment(name)
+    turn = fork.following(experiment, world.cache.trials_of(experiment)) if experiment else None
+    if raw is None or experiment is None or turn is None:
+        return
+    status = decide.passed_over(experiment.status, turn[0], why, world.now())
+    try:
+        await world.put_status(raw, status.to_object())
+    except Conflict:
+        await world.look(names.EXPERIMENT, name)
 
 
 async def _rehearse(world: World, experiment: Experiment) -> None:

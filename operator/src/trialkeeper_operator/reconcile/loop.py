@@ -15,7 +15,7 @@ from trialkeeper.contract import Message
 from trialkeeper_operator.api import names
 from trialkeeper_operator.decide.pods import Site
 from trialkeeper_operator.reconcile import experiment, trial
-from trialkeeper_operator.reconcile.ports import Cluster, Object, Source, Unavailable
+from trialkeeper_operator.reconcile.ports import Cluster, Conflict, Object, Source, Unavailable
 from trialkeeper_operator.reconcile.queue import BACKOFF_LIMIT, KeyedQueue
 from trialkeeper_operator.reconcile.world import Key, Nobody, Observer, Outcome, World
 from trialkeeper_operator.state.cache import Name, name_of, version_of
@@ -32,6 +32,7 @@ _RECONCILERS: dict[str, Callable[[World, Name], Awaitable[Outcome]]] = {
 _OURS = {names.POD: {names.LABEL_MANAGED_BY: names.MANAGED_BY}}  # by which labels a kind is listed
 _SILENCE = 60.0  # seconds until a change that the list has shown must have come through the watch
 _UNREACHABLE = 15.0  # seconds between two tries at an API server that does not answer, at most
+_CONTENDED = 1.0  # seconds until a pass is made again that somebody else's write has thwarted
 _FOREIGN = 30.0  # seconds until a namespace that another installation serves is asked for again
 
 
@@ -120,7 +121,7 @@ class Operator:
         failed, limit, least, start = False, BACKOFF_LIMIT, 0.0, time.monotonic()
         try:
             if await self._serves(name[0]):
-                wait = await _RECONCILERS[kind](self.world, name)
+                wait = await self._look_at(kind, name)
             else:
                 wait = _FOREIGN
         except Unavailable as unavailable:
@@ -137,6 +138,14 @@ class Operator:
             self.world.queue.done(key, failed=failed, limit=limit, least=least)
             free.release()
             self._passed(kind, time.monotonic() - start, failed)
+
+    async def _look_at(self, kind: str, name: Name) -> Outcome:
+        try:
+            return await _RECONCILERS[kind](self.world, name)
+        except Conflict:
+            # Another leader was first, or others count with the same quota at the same time.
+            await self.world.look(kind, name)
+            return _CONTENDED
 
     async def _sweep(self) -> None:
         while True:

@@ -13,7 +13,7 @@ from typing import Any
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.api.times import seconds
-from trialkeeper_operator.decide import endings
+from trialkeeper_operator.decide import evidence
 from trialkeeper_operator.decide import restore as decide
 from trialkeeper_operator.decide.restore import Donor, RestoreRefused, Row
 from trialkeeper_operator.reconcile.ask import body, space_of
@@ -56,7 +56,7 @@ async def _saving(world: World, experiment: Experiment, donor: Donor) -> bool:
     async for pod in world.cluster.list(names.POD, donor.namespace, {names.LABEL_EXPERIMENT: donor.name}):
         deleted, annotations = pod["metadata"].get("deletionTimestamp"), pod["metadata"].get("annotations") or {}
         waited = world.now() < seconds(deleted) + PAST_GRACE if deleted else patient
-        if waited and not endings.ended(pod, annotations.get(names.ANNOTATION_TRAINER, "")):
+        if waited and not evidence.ended(pod, annotations.get(names.ANNOTATION_TRAINER, "")):
             return True
     return False
 
@@ -138,7 +138,9 @@ async def _created(world: World, experiment: Experiment, row: Row, name: Name) -
     """The trial as it is stored, None if the name is a stranger's."""
     spec, kept = row.spec, row.spec.to_object()
     made = body(experiment, spec.index, spec.parameters, spec.note or "", spec.name)
-    taken: dict[str, Any] = {field: kept[field] for field in ("seed", "base", "desired") if field in kept}
+    taken: dict[str, Any] = {
+        field: kept[field] for field in ("seed", "base", "enqueued", "fork", "desired", "retries") if field in kept
+    }
     try:
         created = await world.cluster.create({**made, "spec": {**made["spec"], **taken}})
     except AlreadyExists:

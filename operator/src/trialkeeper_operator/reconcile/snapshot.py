@@ -25,7 +25,7 @@ from trialkeeper_operator.reconcile.world import Kept, Outcome, World
 from trialkeeper_operator.state import snapshot
 
 INTERVAL = 10.0  # seconds between two snapshots, at least
-RETRY = 60.0  # seconds until a snapshot that was refused is tried again
+RETRY = 60.0  # seconds until a snapshot that was refused is tried again; no wait is longer
 NOT_WRITTEN = "NotWritten"
 RATE = 20 * 1024.0  # bytes a second that all snapshots of an experiment may cost
 
@@ -57,7 +57,7 @@ async def keep(world: World, raw: Object, status: Mapping[str, Any], *, over: bo
     """
     uid, now = raw["metadata"]["uid"], world.now()
     kept = world.snapshots.get(uid)
-    if kept is not None and kept.due > now and not over:
+    if kept is not None and now < kept.due <= now + RETRY and not over:  # later ones are a clock's that was set back
         if kept.refused is not None:
             raise NotKept(kept.refused)
         return kept.due - now

@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from trialkeeper_operator.api import names
+from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.api.trial import Trial, TrialStatus
-from trialkeeper_operator.decide import endings, ledger, waiting
+from trialkeeper_operator.decide import endings, evidence, ledger, waiting
 from trialkeeper_operator.decide import trial as decide
 from trialkeeper_operator.decide.endings import Ending
 from trialkeeper_operator.decide.trial import Action, ConfirmAbsence, CreatePod, DeletePod, Plan, View
@@ -23,10 +24,10 @@ from trialkeeper_operator.reconcile.ports import (
     NotFound,
     QuotaExceeded,
 )
-from trialkeeper_operator.reconcile.world import Outcome, World
+from trialkeeper_operator.reconcile.world import Outcome, World, remaining
 from trialkeeper_operator.state.cache import Name, owner_uid
 
-_LIVE = frozenset({"iteration", "trained_seconds", "metrics", "save_interval"})
+_LIVE = frozenset({"iteration", "trained_seconds", "metrics", "save_interval", "goodput"})
 CHECKPOINTS = 2.0  # seconds between two writes of a trial's newest checkpoint, at least
 NAME_TAKEN = 30.0  # seconds until a pod's name that somebody else has is tried again
 NO_ROOM = 15.0  # seconds until a pod that the quota has refused is tried again
@@ -46,6 +47,11 @@ async def reconcile(world: World, name: Name) -> Outcome:
         if view is None:
             return 0.0
         plan = decide.plan(view, world.now())
+    if plan.status is None and any(isinstance(action, CreatePod) for action in plan.actions):
+        # No write of this pass says that the attempt is still open: who knows an old status would start a second pod.
+        await world.look(names.TRIAL, name)
+        if world.cache.trial(name) != view.trial:
+            return 0.0
     try:
         wait = await _store(world, name, view.trial, plan)
     except Conflict:
@@ -70,12 +76,25 @@ def _view(world: World, name: Name) -> View | None:
     pod = trial.status.pod
     last = world.cache.last_pod((trial.namespace, pod.name), pod.uid) if pod else None
     pods, mtbf = world.cache.pods_of(trial), world.mtbf(experiment)
-    return View(experiment, trial, pods, report, heard, last, site=world.site, mtbf=mtbf)
+    forks = world.awaited(experiment, trial.name)
+    started = _started(world, experiment, pods)
+    known = (experiment, trial, pods, report, heard, world.began, last)
+    return View(*known, site=world.site, mtbf=mtbf, started=started, held=forks)
+
+
+def _started(world: World, experiment: Experiment, pods: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a pod of an experiment is known to have been started; looked at when one of these does not start."""
+    if experiment.uid not in world.started and any(waiting.waiting(pod, world.now()) for pod in pods.values()):
+        container, trials = experiment.spec.container_name, world.cache.trials_of(experiment)
+        alive = (pod for trial in trials for pod in world.cache.pods_of(trial).values())
+        if any(ledger.has_started(t.status) for t in trials) or any(evidence.begun(p, container) for p in alive):
+            world.started.add(experiment.uid)
+    return experiment.uid in world.started
 
 
 async def _silent(world: World, pod: Mapping[str, Any]) -> bool:
     """Whether a pod's node is gone or has not been heard of; False where nodes may not be read."""
-    node = endings.node_of(pod)
+    node = evidence.node_of(pod)
     if node is None or world.nodes_closed:
         return False
     try:
@@ -104,7 +123,7 @@ async def _store(world: World, name: Name, trial: Trial, plan: Plan) -> Outcome:
     """Write the status, unless only what changes all the time differs and the last write is too young."""
     if plan.status is None:
         return None
-    left = world.live_writes.get(name, 0.0) + _patience(world, trial.status, plan.status) - world.now()
+    left = remaining(world.live_writes.get(name, 0.0), _patience(world, trial.status, plan.status), world.now())
     if left > 0:
         return left
     world.live_writes[name] = world.now()

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple, Protocol
 from trialkeeper.contract import Message
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.experiment import Experiment
-from trialkeeper_operator.decide import disruptions
+from trialkeeper_operator.decide import disruptions, fork
 from trialkeeper_operator.decide.pods import Site
 from trialkeeper_operator.decide.waiting import Waiting
 from trialkeeper_operator.reconcile.ports import Cluster, NotFound, Object
 from trialkeeper_operator.reconcile.queue import KeyedQueue
 from trialkeeper_operator.state.cache import Cache, Name, name_of
 
+AWAITED = 1.0  # seconds for which it is known what forks are waiting for
 RATE = 30.0  # seconds for which a rate of disruptions is good enough
 
 Key = tuple[str, Name]  # kind (Experiment or Trial) and name
@@ -70,6 +71,7 @@ class World:
     site: Site | None = None  # the cluster that pods are for; None: this machine
     observer: Observer = field(default_factory=Nobody)
     hardened: set[str] = field(default_factory=set)  # uids of experiments whose namespace asks for restricted pods
+    started: set[str] = field(default_factory=set)  # uids of experiments of which a pod has been started
     deleted: set[str] = field(default_factory=set)  # uids of pods whose deletion is granted, and not told yet
     nodes_closed: bool = False  # whether nodes may not be read
     cache: Cache = field(default_factory=Cache)
@@ -80,13 +82,18 @@ class World:
     accepted: dict[str, int] = field(default_factory=dict)  # generation by experiment uid, of what keeps the rules
     snapshots: dict[str, Kept] = field(default_factory=dict)  # by experiment uid
     searches: dict[str, Any] = field(default_factory=dict)  # by experiment uid: what the search keeps, a cache only
+    began: float = field(init=False)
     _signatures: dict[str, object] = field(default_factory=dict)
+    _awaited: dict[str, tuple[float, dict[str, set[int]]]] = field(default_factory=dict)  # by namespace
     _rates: dict[str, tuple[float, float]] = field(default_factory=dict)  # by experiment uid: when, and mtbf
 
-    def seen(self, kind: str, obj: Object) -> None:
-        """Take in a version of an object, and queue whom it concerns if it is news."""
+    def __post_init__(self) -> None:
+        self.began = self.now()
+
+    def seen(self, kind: str, obj: Object, *, live: bool = False) -> None:
+        """Take in a version of an object, and queue whom it concerns if it is news; `live`: it has just been read."""
         known = self.cache.raw(kind, name_of(obj))
-        if not self.cache.apply(kind, obj):
+        if not self.cache.apply(kind, obj, live=live):
             return
         if known is not None and known["metadata"]["uid"] != obj["metadata"]["uid"]:
             self._forget(kind, known)
@@ -136,6 +143,7 @@ class World:
             self.live_writes.pop(name_of(obj), None)
         elif kind == names.EXPERIMENT:
             self.hardened.discard(obj["metadata"]["uid"])
+            self.started.discard(obj["metadata"]["uid"])
             for kept in (self.searches, self.snapshots, self.accepted, self.counted, self._signatures, self._rates):
                 kept.pop(obj["metadata"]["uid"], None)
             self.held.pop(obj["metadata"]["uid"], None)
@@ -149,6 +157,20 @@ class World:
             known = self._rates[experiment.uid] = (now, disruptions.mtbf(trials, now))
         return known[1]
 
+    def awaited(self, experiment: Experiment, trial: str) -> list[int]:
+        """Iterations of a trial's checkpoints that forks will begin from and have not yet; known for a second."""
+        now = self.now()
+        known = self._awaited.get(experiment.namespace)
+        if known is None or not 0 <= now - known[0] < AWAITED:
+            found: dict[str, set[int]] = {}
+            for name in self.cache.names(names.EXPERIMENT):
+                other = self.cache.experiment(name) if name[0] == experiment.namespace else None
+                if other is not None and any(entry.base for entry in other.spec.enqueue or ()):
+                    for donor, iterations in fork.held(other, self.cache.trials_of(other)).items():
+                        found.setdefault(donor, set()).update(iterations)
+            known = self._awaited[experiment.namespace] = (now, found)
+        return sorted(known[1].get(trial, ()))
+
     async def look(self, kind: str, name: Name) -> Object | None:
         """Read an object live, and let the cache know what was found."""
         found = await self.cluster.get(kind, *name)
@@ -157,7 +179,7 @@ class World:
             if known is not None:
                 self.vanished(kind, dict(known))
         else:
-            self.seen(kind, found)
+            self.seen(kind, found, live=True)
         return found
 
     async def put_status(self, raw: Mapping[str, Any], status: Mapping[str, Any]) -> None:
@@ -172,6 +194,11 @@ class World:
             self.observer.stored(raw, stored)
         except NotFound:
             self.vanished(raw["kind"], dict(raw))
+
+
+def remaining(since: float, wait: float, now: float) -> float:
+    """Seconds left of a wait that began at `since`; 0.0 also if that is yet to come, because a clock was set back."""
+    return max(0.0, since + wait - now) if since <= now else 0.0
 
 
 Outcome = float | None  # seconds until the next look, None: whenever something happens

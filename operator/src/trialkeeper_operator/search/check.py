@@ -58,7 +58,7 @@ def _enqueued(experiment: Experiment) -> list[Problem]:
                 found.append(Problem(path, f"is not a parameter; there are: {', '.join(parameters)}"))
             elif clause := misfit(parameters[name], value):
                 found.append(Problem(path, f"{clause}, not {value!r}"))
-            elif (when := parameters[name].when) and not active(parameters[name], given):
+            elif entry.base is None and (when := parameters[name].when) and not active(parameters[name], given):
                 wanted = ", ".join(map(repr, when.in_))
                 found.append(Problem(path, f"exists only if {when.parameter} is one of {wanted}: give that value too"))
     return found

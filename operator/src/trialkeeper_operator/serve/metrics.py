@@ -31,6 +31,9 @@ class Metrics:
             buckets=_REPLACED,
             registry=r,
         )
+        self.work_seconds = Counter(
+            "trialkeeper_work_seconds", "Training, what was done again later included.", registry=r
+        )
         self.lost_seconds = Counter("trialkeeper_lost_work_seconds", "Training done again.", registry=r)
         self.lost_iterations = Counter("trialkeeper_lost_work_iterations", "Iterations done again.", registry=r)
         self.restart_seconds = Counter(

@@ -145,7 +145,8 @@ class Reports:
         if message.attempt != known.trial.status.attempt or message.podUid not in ("", known.sender.uid):
             raise Refused(403, "the report is of another attempt", who)
         self._operator.reported(known.sender.namespace, known.trial.name, message)
-        told = settings(known.experiment) | {"mtbfSeconds": round(self._operator.world.mtbf(known.experiment))}
+        held = self._operator.world.awaited(known.experiment, known.trial.name)
+        told = settings(known.experiment, held) | {"mtbfSeconds": round(self._operator.world.mtbf(known.experiment))}
         return web.json_response({"settings": told}, dumps=_compact)
 
     async def _keys(self, request: web.Request) -> web.Response:

@@ -28,6 +28,7 @@ from trialkeeper.sweep import Rules, Swept
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.decide import ledger
+from trialkeeper_operator.decide.fork import prefix_of
 from trialkeeper_operator.decide.pods import settings as settings_of
 from trialkeeper_operator.reconcile.ports import Object, Unavailable
 from trialkeeper_operator.reconcile.world import World
@@ -69,11 +70,18 @@ def wish(experiment: Experiment) -> bytes:
     ).encode()
 
 
-def rules(experiment: Experiment, phases: Mapping[str, str]) -> Rules:
-    """What a sweep has to know of an Experiment; `phases` of its trials by prefix, as they are now."""
+def rules(
+    experiment: Experiment, phases: Mapping[str, str], held: Mapping[str, Collection[int]] | None = None
+) -> Rules:
+    """What a sweep has to know of an Experiment; `phases` of its trials by prefix, as they are now.
+
+    `held`: iterations, by prefix, that forks are about to begin from.
+    """
     budget = experiment.spec.checkpoint.budget
     final: Callable[[str], bool | None] = lambda prefix: phases[prefix] in ledger.FINAL if prefix in phases else None  # noqa: E731
-    return Rules(sweep.bytes_of(budget) if budget else None, retention.parse(settings_of(experiment)), final)
+    return Rules(
+        sweep.bytes_of(budget) if budget else None, retention.parse(settings_of(experiment)), final, held or {}
+    )
 
 
 @dataclass
@@ -83,6 +91,7 @@ class Live:
     experiments: dict[str, Experiment] = field(default_factory=dict)  # by folder
     unread: set[str] = field(default_factory=set)  # folders of those that cannot be read
     phases: dict[str, dict[str, str]] = field(default_factory=dict)  # of trials, by folder and prefix
+    held: dict[str, set[int]] = field(default_factory=dict)  # of trials, by prefix: what forks are about to begin from
     needed: set[str] = field(default_factory=set)  # folders that trials of others refer to
     restoring: set[str] = field(default_factory=set)  # namespaces in which it is not known yet what will be needed
 
@@ -193,10 +202,14 @@ class StoreSweep:
             if isinstance(index, int):
                 prefix = contract.prefix(*owner, index)
                 live.phases.setdefault(folder_of(*owner), {})[prefix] = str(status.get("phase"))
-            for key in [*(spec.get("base") or ()), (status.get("checkpoint") or {}).get("key")]:
+            for key in [*(spec.get("base") or ()), spec.get("fork"), (status.get("checkpoint") or {}).get("key")]:
                 inherited = contract.parse_inherited_key(key) if isinstance(key, str) else None
                 if inherited is not None:
                     live.needed.add(inherited[0].rpartition("/")[0])
+        for experiment in live.experiments.values():
+            for trial in self._world.cache.trials_of(experiment):
+                if iterations := self._world.awaited(experiment, trial.name):
+                    live.held[prefix_of(experiment, trial)] = set(iterations)
         return live
 
     async def _listed(self, kind: str) -> AsyncIterator[Object]:
@@ -230,7 +243,7 @@ class StoreSweep:
 
     def _swept(self, folder: str, live: Live, stop: Callable[[], bool]) -> Swept:
         experiment = live.experiments.get(folder)
-        wants = rules(experiment, live.phases.get(folder, {})) if experiment is not None else Rules()
+        wants = rules(experiment, live.phases.get(folder, {}), live.held) if experiment is not None else Rules()
         tell: Callable[[str], object] = lambda sentence: log.debug("swept %s", sentence)  # noqa: E731
         return sweep.Sweep(self._tree, now=self._clock(), rules=lambda _: wants, tell=tell, stop=stop).run(f"{folder}/")
 

@@ -61,7 +61,8 @@ class Telling:
 
     def _trial(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Milestone]:
         before, after = Trial.from_object(old).status, Trial.from_object(new).status
-        self._count(before, after)
+        if old.get("status"):  # what a trial was taken over with has been counted elsewhere
+            self._count(before, after)
         return milestones.of_trial(before, after)
 
     def _experiment(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Milestone]:
@@ -75,6 +76,7 @@ class Telling:
             last = new.history[-1]
             if last.class_ in endings.DISRUPTED:
                 metrics.replaced.observe(max(0.0, seconds(new.pod.start_time) - seconds(last.end_time)))
+        metrics.work_seconds.inc(max(0.0, new.trained_seconds - old.trained_seconds))
         metrics.lost_iterations.inc(max(0, new.lost_work.iterations - old.lost_work.iterations))
         metrics.lost_seconds.inc(max(0.0, new.lost_work.seconds - old.lost_work.seconds))
         metrics.restart_seconds.inc(max(0.0, new.lost_work.restart_seconds - old.lost_work.restart_seconds))

@@ -1,7 +1,8 @@
 """The cache of objects: what the watch has told and what our own writes have answered.
 
-It is a memory of the past and never proof of absence. An older version never replaces a newer one of the
-same uid, so that the answer of a write and the event of an earlier one may come in any order. Experiments
+It is a memory of the past and never proof of absence. An older version never replaces a newer one, nor does an
+object that has gone its namesake, so that the answer of a write and the event of an earlier one may come in any
+order. Experiments
 and Trials are kept parsed, since each is read far more often than it changes; one that cannot be parsed is
 kept raw and answers None, and stops nobody else.
 """
@@ -42,9 +43,8 @@ def version_of(obj: Object) -> int:
 
 
 def _older(new: Object, old: Object) -> bool:
-    """Whether `new` is an earlier version of `old`."""
-    same = new["metadata"].get("uid") == old["metadata"].get("uid")
-    return bool(same) and 0 < version_of(new) < version_of(old)
+    """Whether `new` was there before `old`: an earlier version, or one that had the name before."""
+    return 0 < version_of(new) < version_of(old)
 
 
 M = TypeVar("M", Experiment, Trial)
@@ -81,18 +81,26 @@ class Cache:
     def __init__(self) -> None:
         self._objects: dict[str, dict[Name, Object]] = {}
         self._children: dict[tuple[str, str], dict[Name, Object]] = {}  # (kind, owner's uid)
-        self._gone: dict[str, None] = {}
+        self._gone: dict[str, int] = {}  # by uid: the version under which it went
         self._last: dict[Name, Object] = {}
         self._experiments = Parsed(Experiment)
         self._trials = Parsed(Trial)
 
-    def apply(self, kind: str, obj: Object) -> bool:
-        """Take a version in; False if it was known already, or older than what is known."""
+    def apply(self, kind: str, obj: Object, *, live: bool = False) -> bool:
+        """Take a version in; False if it was known already, or older than what is known.
+
+        `live`: it has just been read. What is there after it was told to be gone has left a watch and not the cluster:
+        somebody took the label away by which it is watched.
+        """
         uid = obj["metadata"].get("uid", "")
         name = name_of(obj)
         known = self._objects.setdefault(kind, {}).get(name)
-        if uid in self._gone or (known is not None and _older(obj, known)):
+        gone = self._gone.get(uid)
+        if gone is not None and not (live and version_of(obj) >= gone):
             return False
+        if known is not None and _older(obj, known):
+            return False
+        self._gone.pop(uid, None)
         if known is not None and known["metadata"].get("uid") != uid:
             self.remove(kind, known)
         self._objects[kind][name] = obj
@@ -104,11 +112,14 @@ class Cache:
     def remove(self, kind: str, obj: Object) -> None:
         """Take an object out for good; a pod's last state is kept until its trial forgets it."""
         uid, name = obj["metadata"].get("uid", ""), name_of(obj)
-        self._gone[uid] = None
+        known = self._objects.get(kind, {}).get(name)
+        ours = known is not None and known["metadata"].get("uid") == uid
+        # It went under a version of its own, later than any that was read of it.
+        least = version_of(known) + 1 if known is not None and ours else 0
+        self._gone[uid] = max(self._gone.get(uid, 0), version_of(obj), least)
         while len(self._gone) > GONE:
             del self._gone[next(iter(self._gone))]
-        known = self._objects.get(kind, {}).get(name)
-        if known is not None and known["metadata"].get("uid") == uid:
+        if ours:
             del self._objects[kind][name]
         owner = owner_uid(obj)
         siblings = self._children.get((kind, owner or ""), {})

@@ -29,7 +29,7 @@ TRIALS_LIMIT = 100_000
 CELLS_LIMIT = 4_000_000  # values in all columns, each as often as it counts: a column may say so in few bytes
 
 # Spec and status fields of a Trial that outlive it; everything else follows from them.
-_SPEC = ("index", "name", "parameters", "note", "seed", "base", "desired")
+_SPEC = ("index", "name", "parameters", "note", "seed", "base", "enqueued", "fork", "desired", "retries")
 _STATUS = (
     "phase",
     "reason",
@@ -37,6 +37,7 @@ _STATUS = (
     "closed",
     "failures",
     "disruptions",
+    "retried",
     "withoutProgress",
     "iteration",
     "trainedSeconds",
@@ -48,7 +49,9 @@ _STATUS = (
     "startTime",
     "completionTime",
 )
-_LATER = frozenset({"runningSeconds"})  # columns that older snapshots of this schema lack
+_LATER = frozenset(
+    {"runningSeconds", "retried", "retries", "enqueued", "fork"}
+)  # columns that older snapshots of this schema lack
 
 
 class SnapshotInvalid(ValueError):
