@@ -94,10 +94,17 @@ class FaultyCluster:
         return await self._call("put_status", *_what(body), lambda: self._inner.put_status(body))
 
     async def delete(
-        self, kind: str, namespace: str, name: str, *, uid: str | None = None, grace_seconds: int | None = None
+        self,
+        kind: str,
+        namespace: str,
+        name: str,
+        *,
+        uid: str | None = None,
+        version: str | None = None,
+        grace_seconds: int | None = None,
     ) -> None:
         def doing() -> Awaitable[None]:
-            return self._inner.delete(kind, namespace, name, uid=uid, grace_seconds=grace_seconds)
+            return self._inner.delete(kind, namespace, name, uid=uid, version=version, grace_seconds=grace_seconds)
 
         await self._call("delete", kind, name, doing)
 

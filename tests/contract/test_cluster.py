@@ -537,6 +537,21 @@ def test_a_pod_is_bound_once(tell: Tell) -> None:
     tell(story)
 
 
+def test_a_pod_that_has_changed_since_it_was_read_is_not_deleted(tell: Tell) -> None:
+    async def story(bench: Bench) -> None:
+        read = await bench.running_pod()
+        running = {"phase": "Running"}
+        changed = await bench.cluster.put_status({**read, "status": {**(read.get("status") or {}), **running}})
+        meta = read["metadata"]
+        with pytest.raises(Conflict):
+            await bench.delete("Pod", "p", uid=meta["uid"], version=meta["resourceVersion"])
+        assert "deletionTimestamp" not in (await bench.get("Pod", "p"))["metadata"]
+        await bench.delete("Pod", "p", uid=meta["uid"], version=changed["metadata"]["resourceVersion"], grace_seconds=0)
+        assert await bench.gone("Pod", "p")
+
+    tell(story)
+
+
 def test_other_kinds_have_no_grace(tell: Tell) -> None:
     async def story(bench: Bench) -> None:
         await bench.cluster.create(bench.experiment())

@@ -92,7 +92,7 @@ class Surroundings:
         return await self._memory.create(body, dry_run=dry_run)
 
 
-class _Errors(logging.Handler):
+class Errors(logging.Handler):
     """What the operator logs as an error is a bug."""
 
     def __init__(self) -> None:
@@ -354,7 +354,7 @@ def _only_crashes(error: BaseException | None) -> None:
 
 def live(scenario: Scenario, trouble: Trouble) -> Life:
     """Live through a scenario; whatever is wrong with it is in `violations`."""
-    errors, logger = _Errors(), logging.getLogger("trialkeeper_operator")
+    errors, logger = Errors(), logging.getLogger("trialkeeper_operator")
     found: list[Life] = []
 
     async def whole() -> None:

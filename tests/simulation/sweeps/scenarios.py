@@ -13,6 +13,7 @@ from typing import Any
 from simulation.trainer import Script
 
 LONG = Script(iterations=100_000, seconds=10.0, every=5)  # longer than any story: somebody has to stop it
+SLOW = Script(iterations=100_000, seconds=200.0, every=5)  # too slow to be good at anything within a story
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ SCENARIOS: dict[str, Scenario] = {
         (_script(100, a1=(3, "stop")), _script(2)), ("Stopped", "Succeeded"), loose=("iteration",)
     ),
     "target reached": Scenario(
-        (_script(7), LONG),
+        (_script(7), SLOW),
         ("Succeeded", "Stopped"),
         verdict="TargetReached",
         spec={"objectives": [{"metric": "loss", "target": 0.15}]},

@@ -117,10 +117,17 @@ class Late:
         return written
 
     async def delete(
-        self, kind: str, namespace: str, name: str, *, uid: str | None = None, grace_seconds: int | None = None
+        self,
+        kind: str,
+        namespace: str,
+        name: str,
+        *,
+        uid: str | None = None,
+        version: str | None = None,
+        grace_seconds: int | None = None,
     ) -> None:
         await self._late()
-        await self._inner.delete(kind, namespace, name, uid=uid, grace_seconds=grace_seconds)
+        await self._inner.delete(kind, namespace, name, uid=uid, version=version, grace_seconds=grace_seconds)
         await self._late()
 
 

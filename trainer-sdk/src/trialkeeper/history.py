@@ -30,7 +30,7 @@ def records(store: Store, known: Mapping[int, dict[str, Any]] | None = None) -> 
             continue
         try:
             value = json.loads(store.get(key))
-        except (ValueError, Missing):
+        except (ValueError, RecursionError, Missing):
             value = {}
         found[number] = value if isinstance(value, dict) else {}
     return found
@@ -99,7 +99,7 @@ def last_iteration(store: Store, attempt: int) -> int:
     for line in store.lines(contract.results_key(attempt)):
         try:
             return int(json.loads(line)["training_iteration"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue
     return 0
 

@@ -431,7 +431,7 @@ def written_policy(tree: Tree, experiment: str) -> dict[str, Any]:
     for key in sorted((k for k in store.list("experiment/") if _POLICY.fullmatch(k)), reverse=True):
         try:
             value = json.loads(store.get(key))
-        except (ValueError, Missing):
+        except (ValueError, RecursionError, Missing):
             continue
         if isinstance(value, dict) and value.get("v") == contract.VERSION:
             return value

@@ -142,12 +142,21 @@ class Memory:
         return self._store(key, {**old, "spec": {**old["spec"], "nodeName": node}})
 
     async def delete(
-        self, kind: str, namespace: str, name: str, *, uid: str | None = None, grace_seconds: int | None = None
+        self,
+        kind: str,
+        namespace: str,
+        name: str,
+        *,
+        uid: str | None = None,
+        version: str | None = None,
+        grace_seconds: int | None = None,
     ) -> None:
         key = (kind, namespace, name)
         old = self._existing(key)
         if uid is not None and old["metadata"]["uid"] != uid:
             raise Conflict(f"{kind} {namespace}/{name} has another uid than {uid}")
+        if version not in (None, old["metadata"]["resourceVersion"]):
+            raise Conflict(f"{kind} {namespace}/{name} has been changed since it was read")
         self._delete(key, old, grace_seconds)
 
     def _existing(self, key: Key) -> Object:

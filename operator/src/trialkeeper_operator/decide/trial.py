@@ -62,11 +62,16 @@ class CreatePod:
 
 @dataclass(frozen=True)
 class DeletePod:
-    """Delete this very pod (uid); `grace` None leaves it the grace that it has."""
+    """Delete this very pod (uid); `grace` None leaves it the grace that it has.
+
+    `version`: the pod as it was judged by. One that has changed since may have ended by itself, and its last words
+    would go with it; None where they are not wanted any more.
+    """
 
     name: str
     uid: str
     grace: int | None = None
+    version: str | None = None
 
 
 @dataclass(frozen=True)
@@ -309,8 +314,10 @@ def _watch(view: View, status: TrialStatus, pod: Object, now: float) -> Plan:
         return Plan(_observed(view, _held(status, pod, now)), after=_sooner(after, pod))
     status = status.model_copy(update={"intent": intent})
     assert status.pod is not None
-    delete = () if pod["metadata"].get("deletionTimestamp") else (DeletePod(pod["metadata"]["name"], status.pod.uid),)
-    return Plan(_observed(view, status), delete, after=_sooner(None, pod))
+    meta = pod["metadata"]
+    delete = DeletePod(meta["name"], status.pod.uid, version=meta.get("resourceVersion"))
+    actions = () if meta.get("deletionTimestamp") else (delete,)
+    return Plan(_observed(view, status), actions, after=_sooner(None, pod))
 
 
 def _watched(view: View, status: TrialStatus, pod: Object) -> watchdogs.Pod:

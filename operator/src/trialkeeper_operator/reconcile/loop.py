@@ -15,7 +15,7 @@ from trialkeeper.contract import Message
 from trialkeeper_operator.api import names
 from trialkeeper_operator.decide.pods import Site
 from trialkeeper_operator.reconcile import experiment, trial
-from trialkeeper_operator.reconcile.ports import Cluster, Conflict, Object, Source, Unavailable
+from trialkeeper_operator.reconcile.ports import Cluster, ClusterError, Conflict, Object, Source, Unavailable
 from trialkeeper_operator.reconcile.queue import BACKOFF_LIMIT, KeyedQueue
 from trialkeeper_operator.reconcile.world import Key, Nobody, Observer, Outcome, World
 from trialkeeper_operator.state.cache import Name, name_of, version_of
@@ -94,10 +94,14 @@ class Operator:
     async def _feed(self) -> None:
         async for event in self._source.events():
             self._heard(event.kind, event.object)
-            if event.type == "DELETED":
-                self.world.vanished(event.kind, event.object)
-            else:
-                self.world.seen(event.kind, event.object)
+            self._take_in(event.kind, event.object, gone=event.type == "DELETED")
+
+    def _take_in(self, kind: str, obj: Object, *, gone: bool = False) -> None:
+        """Let the cache know of an object; one that it cannot hold must not keep the others from it."""
+        try:
+            (self.world.vanished if gone else self.world.seen)(kind, obj)
+        except Exception:
+            log.exception("%s %s/%s cannot be taken in", kind, *name_of(obj))
 
     def _heard(self, kind: str, obj: Object) -> None:
         missed = self._missed.get((kind, name_of(obj)))
@@ -157,8 +161,8 @@ class Operator:
             self._sweep_now.clear()
             try:
                 await self.sweep()
-            except Unavailable as unavailable:
-                log.warning("sweep: %s", unavailable)
+            except ClusterError as refusal:  # `Expired` too: the next one lists from the beginning
+                log.warning("sweep: %s", refusal)
 
     def sweep_soon(self) -> None:
         """Sweep now: the watch has a gap."""
@@ -175,9 +179,9 @@ class Operator:
             ]
             self._compare(kind, listed)
             for obj in listed:
-                self.world.seen(kind, obj)
+                self._take_in(kind, obj)
             for missed in self.world.cache.prune(kind, listed, before):
-                self.world.vanished(kind, dict(missed))
+                self._take_in(kind, dict(missed), gone=True)
         for kind in (names.EXPERIMENT, names.TRIAL):
             for name in self.world.cache.names(kind):
                 self.world.queue.add((kind, name))

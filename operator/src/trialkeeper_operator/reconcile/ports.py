@@ -101,14 +101,21 @@ class Cluster(Protocol):
         ...
 
     async def delete(
-        self, kind: str, namespace: str, name: str, *, uid: str | None = None, grace_seconds: int | None = None
+        self,
+        kind: str,
+        namespace: str,
+        name: str,
+        *,
+        uid: str | None = None,
+        version: str | None = None,
+        grace_seconds: int | None = None,
     ) -> None:
         """Delete an object. A pod that runs gets deletionTimestamp and its grace; grace 0 removes it at once.
 
         Deleting what is being deleted already changes nothing, unless the grace becomes shorter.
 
         :raises NotFound: if there is no such object.
-        :raises Conflict: if the uid is another object's.
+        :raises Conflict: if the uid is another object's, or the resourceVersion is not `version`.
         """
         ...
 

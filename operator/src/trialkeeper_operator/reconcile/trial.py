@@ -52,6 +52,8 @@ async def reconcile(world: World, name: Name) -> Outcome:
         await world.look(names.TRIAL, name)
         if world.cache.trial(name) != view.trial:
             return 0.0
+    if await _changed(world, view.trial, plan):
+        return 0.0
     try:
         wait = await _store(world, name, view.trial, plan)
     except Conflict:
@@ -106,6 +108,19 @@ async def _silent(world: World, pod: Mapping[str, Any]) -> bool:
         return True
     conditions = (found.get("status") or {}).get("conditions") or ()
     return any(c.get("type") == "Ready" and c.get("status") == "Unknown" for c in conditions)
+
+
+async def _changed(world: World, trial: Trial, plan: Plan) -> bool:
+    """Whether a live read of the pod that is to be ended has brought news: what has ended is judged, not deleted.
+
+    It comes before our intent is stored, since that explains whatever is seen of the pod later.
+    """
+    for action in plan.actions:
+        if isinstance(action, DeletePod) and action.version is not None and action.uid not in world.deleted:
+            found = await world.look(names.POD, (trial.namespace, action.name))
+            if found is None or found["metadata"].get("resourceVersion") != action.version:
+                return True
+    return False
 
 
 async def _confirmed(world: World, name: Name, view: View) -> View | None:
@@ -199,14 +214,21 @@ async def _delete(world: World, trial: Trial, action: DeletePod) -> None:
         return
     world.deleted.add(action.uid)
     try:
-        await world.cluster.delete(names.POD, trial.namespace, action.name, uid=action.uid, grace_seconds=action.grace)
+        await world.cluster.delete(
+            names.POD,
+            trial.namespace,
+            action.name,
+            uid=action.uid,
+            version=action.version,
+            grace_seconds=action.grace,
+        )
     except ClusterError as refusal:
         world.deleted.discard(action.uid)
         await _not_deleted(world, trial, action, refusal)
 
 
 async def _not_deleted(world: World, trial: Trial, action: DeletePod, refusal: ClusterError) -> None:
-    """Take in why a pod could not be deleted: it is gone, or another has its name.
+    """Take in why a pod could not be deleted: it is gone, or it has changed, or another has its name.
 
     :raises ClusterError: if it is for another reason.
     """
@@ -215,7 +237,7 @@ async def _not_deleted(world: World, trial: Trial, action: DeletePod, refusal: C
         if known is not None and known["metadata"]["uid"] == action.uid:
             world.vanished(names.POD, dict(known))
     elif isinstance(refusal, Conflict):
-        # Another pod of this name, as a rule; only a look tells, and what is gone by the cache never comes back.
+        # It has changed, or another has its name; only a look tells, and what is gone by the cache never comes back.
         await world.look(names.POD, (trial.namespace, action.name))
         world.queue.add((names.TRIAL, (trial.namespace, trial.name)))
     else:

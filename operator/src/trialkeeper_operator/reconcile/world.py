@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from trialkeeper.contract import Message
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.experiment import Experiment
-from trialkeeper_operator.decide import disruptions, fork
+from trialkeeper_operator.decide import disruptions, evidence, fork
 from trialkeeper_operator.decide.pods import Site
 from trialkeeper_operator.decide.waiting import Waiting
 from trialkeeper_operator.reconcile.ports import Cluster, NotFound, Object
@@ -116,9 +116,8 @@ class World:
 
     def _trials_if_changed(self, obj: Object) -> None:
         """An experiment's trials look again when its spec or its verdict changed, not for each new count."""
-        conditions = (obj.get("status") or {}).get("conditions") or ()
-        verdicts = sorted((c.get("type", ""), c.get("reason", "")) for c in conditions if isinstance(c, dict))
-        restored = bool((obj.get("status") or {}).get("restored"))
+        verdicts = sorted((str(c.get("type")), str(c.get("reason"))) for c in evidence.conditions_of(obj))
+        restored = bool(evidence.status_of(obj).get("restored"))
         signature = (obj["metadata"].get("generation"), verdicts, restored)
         uid = obj["metadata"]["uid"]
         if self._signatures.get(uid) == signature:
