@@ -91,7 +91,7 @@ def _silent(pod: Pod, timeouts: Timeouts, now: float) -> Watch:
         limit, since = timeouts.progress_seconds, pod.heard
         reason, field = "NoProgress", "timeouts.progressSeconds"
     else:
-        limit, since = timeouts.first_report_seconds, max(pod.recorded, _began(pod) or 0.0)
+        limit, since = timeouts.first_report_seconds, max(pod.recorded, began(pod.body, pod.container) or 0.0)
         reason, field = "NoReport", "timeouts.firstReportSeconds"
     left = _left(limit, since, now)
     if left is None or left > 0:
@@ -111,9 +111,10 @@ def _time(of: Mapping[str, Any], key: str) -> float | None:
         return None
 
 
-def _began(pod: Pod) -> float | None:
-    running = evidence.states(pod.body, "running", "containerStatuses")
-    return next((_time(state, "startedAt") for entry, state in running if entry.get("name") == pod.container), None)
+def began(pod: Mapping[str, Any], container: str) -> float | None:
+    """When a pod's trainer was started, None if it does not run."""
+    running = evidence.states(pod, "running", "containerStatuses")
+    return next((_time(state, "startedAt") for entry, state in running if entry.get("name") == container), None)
 
 
 def _ready_to_start(pod: Mapping[str, Any]) -> float | None:
