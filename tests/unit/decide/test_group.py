@@ -267,6 +267,19 @@ def test_why_it_ends_is_stored_before_anything_is_deleted_and_outlives_the_pod()
     assert ended(after(found)) == ("Preempted", "EvictionByEvictionAPI", 1, "node-1")
 
 
+def test_the_others_are_left_alone_for_a_moment_since_their_ends_may_say_more() -> None:
+    failed = of(0, **NCCL, finished=stamp(NOW + 8))
+    first = planned(running(), failed, of(1), of(2))
+    assert first.actions == ()
+    assert first.after == pytest.approx(3)
+    later = planned(running(), failed, of(1), of(2), now=NOW + 14)
+    assert left(later) == [name(1), name(2)]
+    killed = planned(running(), failed, of(1, exit_code=137, finished=stamp(NOW + 8)), of(2))
+    assert left(killed) == [name(2)]
+    assert after(killed).pod is not None
+    assert after(killed).pod.ended.reason == "Killed"  # type: ignore[union-attr]
+
+
 def test_what_is_seen_later_and_weighs_more_is_stored_at_once() -> None:
     first = planned(running(), of(0, **NCCL), of(1), of(2))
     second = planned(

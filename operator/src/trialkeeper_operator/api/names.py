@@ -22,6 +22,7 @@ LABEL_EXPERIMENT = f"{GROUP}/experiment"
 LABEL_TRIAL = f"{GROUP}/trial"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
 LABEL_RANK = f"{GROUP}/rank"  # of a pod among those of its attempt, if they are several
+QUEUE_LABELS = ("kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class")  # of an Experiment, that its pods get
 ANNOTATION_TRAINER = f"{GROUP}/trainer-container"
 
 EXPERIMENT_NAME = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"

@@ -160,8 +160,15 @@ def begun(pod: Pod | None, container: str) -> bool:
 
 
 def ended(pod: Pod, container: str) -> bool:
-    """Whether the pod's part is over: its trainer has terminated, or the whole pod is terminal."""
-    return terminated(pod, container) is not None or status_of(pod).get("phase") in ("Succeeded", "Failed")
+    """Whether the pod's part is over: its trainer has terminated, the whole pod is terminal, or it never begins."""
+    terminal = status_of(pod).get("phase") in ("Succeeded", "Failed")
+    return terminal or terminated(pod, container) is not None or _never_begins(pod)
+
+
+def _never_begins(pod: Pod) -> bool:
+    """Whether a pod was deleted before it had a node: none can get it any more, though a finalizer may keep it."""
+    waits = status_of(pod).get("phase") == "Pending" and node_of(pod) is None
+    return waits and bool(pod.get("metadata", {}).get("deletionTimestamp"))
 
 
 def node_of(pod: Pod | None) -> str | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from trialkeeper import contract
+from trialkeeper_operator.api.times import seconds
 from trialkeeper_operator.api.trial import PodRecord, RankEnding
 from trialkeeper_operator.decide import evidence
 from trialkeeper_operator.decide.endings import (
@@ -102,6 +103,20 @@ def verdict(found: Sequence[Rank], ended: RankEnding | None, container: str, jud
         ways += [(rank, judge(rank, rank.pod)) for rank in found if rank.leaving and not rank.over(container)]
     known = [*([_recorded(ended)] if ended is not None else []), *(_of_rank(rank, ending) for rank, ending in ways)]
     return replace(min(known, key=_place), said=said) if known else None
+
+
+SETTLING = 5.0  # seconds for the others' own ends to be seen before they are deleted
+
+
+def settling(ending: Ending, now: float) -> float:
+    """Seconds for which others are left alone after a pod's end: what that was may be known only by theirs.
+
+    A trainer that misses another fails at once, while the end of the other's pod has yet to be told; and who is through
+    need not be deleted. A disruption needs no other reason. A time that is ahead is another clock's.
+    """
+    known = ending.class_ in DISRUPTED and ending.reason != "Rescheduled"
+    left = seconds(ending.time) + SETTLING - now if ending.time and not known else 0.0
+    return left if 0 < left <= SETTLING else 0.0
 
 
 def record(ending: Ending) -> RankEnding:

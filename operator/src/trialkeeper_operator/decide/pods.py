@@ -165,6 +165,7 @@ def render(
             "name": names.pod_names(trial.name, attempt, many)[rank],
             "namespace": trial.namespace,
             "labels": dict(meta.get("labels") or {})
+            | _queue(experiment)
             | {
                 names.LABEL_MANAGED_BY: names.MANAGED_BY,
                 names.LABEL_EXPERIMENT: experiment.name,
@@ -179,6 +180,12 @@ def render(
         },
         "spec": spec,
     }
+
+
+def _queue(experiment: Experiment) -> dict[str, str]:
+    """The labels by which an Experiment says in which queue its pods wait."""
+    labels = experiment.metadata.get("labels") or {}
+    return {name: labels[name] for name in names.QUEUE_LABELS if name in labels}
 
 
 _STORE = frozenset({contract.ENV_STORE, contract.ENV_STORE_CA})

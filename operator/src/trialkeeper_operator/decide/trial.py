@@ -247,11 +247,15 @@ def _open(view: View, now: float) -> Plan:
     if doubtful and not view.gone:
         return Plan(actions=tuple(map(ConfirmAbsence, doubtful)))
     status = ledger.heard(status, view.report)
-    ending = group.verdict(ranks, status.pod.ended if status.pod else None, _container(view), _judge(view, status))
+    assert status.pod is not None
+    ending = group.verdict(ranks, status.pod.ended, _container(view), _judge(view, status))
     if ending is None:
         return _watch(view, status, ranks, now)
     left = [rank for rank in ranks if not rank.unmade and not rank.over(_container(view))]
     if left:
+        wait = group.settling(ending, now) if status.intent is None and status.pod.ended is None else 0.0
+        if wait:
+            return Plan(_observed(view, status), after=wait)
         return _dissolved(view, ledger.heard(status, ending.said), ending, left)
     unmade = [rank.name for rank in ranks if rank.unmade]
     if unmade and not view.gone:

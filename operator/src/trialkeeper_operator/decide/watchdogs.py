@@ -40,6 +40,8 @@ class Pod:
 def watch(pod: Pod, timeouts: Timeouts, now: float) -> Watch:
     """What has run out for a pod that has not ended; `now` is seconds since the epoch."""
     held = waiting.waiting(pod.body, now)
+    if held is not None and held.reason == waiting.GATED:
+        return QUIET  # somebody's queue: another pod would only lose its place there
     if held is not None and held.reason == waiting.UNSCHEDULABLE:
         return _unscheduled(pod, held, now)
     if pod.heard is not None or evidence.begun(pod.body, pod.container):
@@ -55,7 +57,6 @@ def _left(limit: float, since: float | None, now: float) -> float | None:
 
 
 def _unscheduled(pod: Pod, held: waiting.Waiting, now: float) -> Watch:
-    """A gate is somebody's queue: another pod would only lose its place there."""
     condition = _condition(pod.body, "PodScheduled")
     left = _left(pod.movable, _time(condition, "lastTransitionTime"), now)
     if left is None or condition.get("reason") != "Unschedulable":
