@@ -138,6 +138,8 @@ GOOD: dict[str, Changes] = {
     "everything goes with its experiment": {"spec.deletionPolicy": {"snapshot": "Delete", "checkpoints": "Delete"}},
     "a deletion policy that says nothing": {"spec.deletionPolicy": {}},
     "parallelism 0": {"spec.parallelism": 0},
+    "one node": {"spec.nodes": 1},
+    "a thousand nodes": {"spec.nodes": 1000},
     "suspended from the beginning": {"spec.suspend": True},
     "a sidecar, and who is the trainer": {
         "spec.template.spec.containers": [POD, {"name": "s", "image": "i"}],
@@ -656,6 +658,9 @@ BAD: dict[str, Bad] = {
         "spec.failurePolicy.rules[0].onPodConditions[0].status",
         "must be True, False or Unknown, not true",
     ),
+    "no nodes": Bad({"spec.nodes": 0}, "spec.nodes", "must be at least 1, not 0"),
+    "too many nodes": Bad({"spec.nodes": 1001}, "spec.nodes", "must be at most 1000, not 1001"),
+    "half a node": Bad({"spec.nodes": 1.5}, "spec.nodes", "must be a whole number, not 1.5"),
     "no placements": Bad({"spec.placements": []}, "spec.placements", "must not be empty"),
     "five placements": Bad(
         {"spec.placements": [{"name": f"p{i}"} for i in range(5)]},
@@ -861,6 +866,9 @@ CHANGES: dict[str, Change] = {
         {}, {"spec.failurePolicy.rules": [{"action": "Ignore", "onExitCodes": {"operator": "In", "values": [3]}}]}
     ),
     "placements, afterwards": Change({}, {"spec.placements": [{"name": "spot"}, {"name": "on-demand"}]}),
+    "more nodes, afterwards": Change({}, {"spec.nodes": 2}, "spec.nodes", FIXED),
+    "fewer nodes, afterwards": Change({"spec.nodes": 4}, {"spec.nodes": 2}, "spec.nodes", FIXED),
+    "one node said, that was meant": Change({}, {"spec.nodes": 1}),
     "other placements": Change({"spec.placements": [{"name": "spot"}]}, {"spec.placements": [{"name": "on-demand"}]}),
     "another target": Change({}, {"spec.objectives[0].target": 0.1}),
     "another checkpoint policy": Change({}, {"spec.checkpoint": {"frequency": 5}}),

@@ -122,10 +122,10 @@ def _planned(row: Row, status: dict[str, Any], seen: dict[str, Any] | None, gone
         {} if gone or seen is None else {seen["metadata"]["name"]: seen},
         report=Message.decode(_words(row.report, row.attempt)) if row.report else None,
         report_time=NOW + row.seconds - row.reported,
-        last=seen if gone else None,
+        last={seen["metadata"]["name"]: seen} if gone and seen is not None else {},
         gone=gone,
         site=SITE,
-        silent=row.silent,
+        silent={seen["metadata"]["name"]} if row.silent and seen is not None else (),
         started=row.started,
     )
     return plan(view, NOW + row.seconds)

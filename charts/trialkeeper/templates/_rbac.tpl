@@ -9,6 +9,10 @@
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch, create, delete]
+# Of each trial of several pods, so that these find each other.
+- apiGroups: [""]
+  resources: [services]
+  verbs: [get, list, create, delete]
 - apiGroups: [""]
   resources: [configmaps]
   verbs: [get, list, create, update]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -83,7 +83,7 @@ def lost_by_difference(patch: Patch) -> None:
 
 
 def believe_the_cache(patch: Patch) -> None:
-    async def confirmed(world: World, name: Name, view: View) -> View | None:
+    async def confirmed(world: World, name: Name, view: View, doubtful: Collection[str]) -> View | None:
         return replace(view, gone=True)
 
     patch.setattr(trial, "_confirmed", confirmed)
@@ -96,7 +96,7 @@ def go_back_in_time(patch: Patch) -> None:
 def ignore_a_changed_trial(patch: Patch) -> None:
     """What was planned for a trial is stored whatever has become of it meanwhile."""
 
-    async def confirmed(world: World, name: Name, view: View) -> View | None:
+    async def confirmed(world: World, name: Name, view: View, doubtful: Collection[str]) -> View | None:
         found = await world.look("Pod", (view.trial.namespace, f"{view.trial.name}-a{view.trial.status.attempt}"))
         return replace(view, gone=True) if found is None else None
 

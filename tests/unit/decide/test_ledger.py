@@ -19,7 +19,7 @@ POLICY = FailurePolicy(max_failures=2, max_disruptions=5, max_without_progress=2
 
 def opened(status: TrialStatus | None = None, now: float = NOW) -> TrialStatus:
     status = ledger.open_attempt(status or TrialStatus())
-    return ledger.record_pod(status, pod(status.attempt), now)
+    return ledger.record_pods(status, f"exp-0-a{status.attempt}", [pod(status.attempt)], now)
 
 
 def closed(status: TrialStatus, class_: Class, reason: str = "R", at: float = NOW + 60, **said: Any) -> TrialStatus:

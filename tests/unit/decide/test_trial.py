@@ -301,11 +301,11 @@ SITE = Site(store="s3://bucket")
 @pytest.mark.parametrize(
     ("known", "now", "reason"),
     [
-        ({"site": SITE, "silent": True}, NOW + 10, "NodeLost"),
-        ({"site": SITE, "silent": False}, NOW + 10, None),
-        ({"site": SITE, "silent": False}, NOW + 89, None),
-        ({"site": SITE, "silent": False}, NOW + 91, "NodeLost"),
-        ({"site": None, "silent": False}, NOW + 1000, None),
+        ({"site": SITE, "silent": {"exp-0-a1"}}, NOW + 10, "NodeLost"),
+        ({"site": SITE, "silent": ()}, NOW + 10, None),
+        ({"site": SITE, "silent": ()}, NOW + 89, None),
+        ({"site": SITE, "silent": ()}, NOW + 91, "NodeLost"),
+        ({"site": None, "silent": ()}, NOW + 1000, None),
     ],
     ids=["a silent node", "a node that answers", "within the wait", "after the wait", "on this machine"],
 )

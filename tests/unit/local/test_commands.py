@@ -138,6 +138,7 @@ def test_every_problem_of_a_file_is_one_line_and_nothing_is_started(tmp_path: Pa
     [
         (["--gpus", "0,0"], 2, "list of different ids"),
         (["--set", "spec.nothing=1"], 2, "spec.nothing"),
+        (["--set", "spec.nodes=2"], 2, "spec.nodes: one machine is one node"),
         (["--parallel", "0"], 2, "--parallel"),
     ],
 )

@@ -251,7 +251,7 @@ class PodTemplate(Model):
 
 
 class ExperimentSpec(Model):
-    """What people write."""
+    """What people write. `nodes`: the pods of each attempt, which come and go together."""
 
     objectives: list[Objective] = Field(min_length=1, max_length=4)
     parameters: list[Parameter] = Field(min_length=1, max_length=64)
@@ -270,6 +270,7 @@ class ExperimentSpec(Model):
     restore_from: RestoreFrom | None = None
     deletion_policy: DeletionPolicy = DeletionPolicy()
     trainer_container: StrictStr | None = Field(default=None, min_length=1, max_length=63)
+    nodes: StrictInt = Field(default=1, ge=1, le=names.NODES_LIMIT)
     template: PodTemplate
 
     @property

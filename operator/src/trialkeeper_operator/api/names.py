@@ -13,6 +13,7 @@ EXPERIMENT = "Experiment"
 TRIAL = "Trial"
 POD = "Pod"
 CONFIG_MAP = "ConfigMap"
+SERVICE = "Service"
 NODE = "Node"
 
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
@@ -20,6 +21,8 @@ MANAGED_BY = "trialkeeper"
 LABEL_EXPERIMENT = f"{GROUP}/experiment"
 LABEL_TRIAL = f"{GROUP}/trial"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
+LABEL_RANK = f"{GROUP}/rank"  # of a pod among those of its attempt, if they are several
+QUEUE_LABELS = ("kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class")  # of an Experiment, that its pods get
 ANNOTATION_TRAINER = f"{GROUP}/trainer-container"
 
 EXPERIMENT_NAME = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
@@ -35,6 +38,7 @@ FOLDER = r"^/[^:]*$"
 QUANTITY = r"^[1-9][0-9]{0,14}([.][0-9]{1,3})?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"  # of bytes, as Kubernetes writes it
 
 TRIALS_LIMIT = 10_000  # trials of an experiment
+NODES_LIMIT = 1000  # pods of an attempt
 
 # Condition types.
 ACCEPTED = "Accepted"
@@ -75,9 +79,14 @@ def trial_name(experiment: str, index: int) -> str:
     return f"{experiment}-{index}"
 
 
-def pod_name(trial: str, attempt: int) -> str:
-    """The pod of one attempt. Two pods of one attempt cannot exist, since they would have one name."""
-    return f"{trial}-a{attempt}"
+def pod_name(trial: str, attempt: int, rank: int | None = None) -> str:
+    """The pod of one attempt, or of one of its ranks. Two of the same cannot exist, since they would have one name."""
+    return f"{trial}-a{attempt}" if rank is None else f"{trial}-a{attempt}-r{rank}"
+
+
+def pod_names(trial: str, attempt: int, nodes: int) -> list[str]:
+    """The pods of one attempt by rank."""
+    return [pod_name(trial, attempt, rank if nodes > 1 else None) for rank in range(nodes)]
 
 
 def owner(kind: str, name: str, uid: str) -> dict[str, Any]:

@@ -225,8 +225,8 @@ EXPERIMENT: tuple[Rule, ...] = (
     Rule(
         "spec",
         "cannot change: create a new experiment",
-        _equal_cel("search", "trainerContainer", "onNonFinite", "restoreFrom", "storage"),
-        transition=changed("search", "trainerContainer", "onNonFinite", "restoreFrom", "storage"),
+        _equal_cel("search", "trainerContainer", "onNonFinite", "restoreFrom", "storage", "nodes"),
+        transition=changed("search", "trainerContainer", "onNonFinite", "restoreFrom", "storage", "nodes"),
     ),
     Rule(
         "spec",

@@ -40,14 +40,41 @@ class TrialSpec(Model):
     retries: StrictInt = Field(default=0, ge=0, le=1000)
 
 
+EndingClass = Literal["Succeeded", "Preempted", "Lost", "Infrastructure", "Failed", "UserError", "Stopped"]
+Uid = Annotated[str, Field(max_length=64)]
+
+
+class RankEnding(StatusModel):
+    """Why an attempt of several pods ends: what those that have ended come to so far."""
+
+    rank: int = Field(ge=0)
+    class_: EndingClass = Field(alias="class")
+    reason: str = Field(default="", max_length=64)
+    message: str = Field(default="", max_length=1024)
+    exit_code: int | None = None
+    node: str | None = Field(default=None, max_length=253)
+    time: Time | None = Field(default=None, max_length=40)
+
+
 class PodRecord(StatusModel):
-    """The open attempt's pod, and what its trainer has stated so far."""
+    """The open attempt's pod, and what its trainer has stated so far.
+
+    Of several pods this is rank 0's, and `others` are the uids of those after it; a uid is empty until it is known.
+    `ended`: a pod has ended the attempt. From then on the others are deleted by us.
+    """
 
     name: str = Field(max_length=63)
-    uid: str = Field(max_length=64)
+    uid: Uid
+    others: list[Uid] | None = Field(default=None, max_length=names.NODES_LIMIT)
     start_time: Time = Field(max_length=40)
     first_report_time: Time | None = Field(default=None, max_length=40)
     from_iteration: int | None = Field(default=None, ge=0)
+    ended: RankEnding | None = None
+
+    @property
+    def uids(self) -> list[str]:
+        """By rank."""
+        return [self.uid, *(self.others or ())]
 
 
 class Intent(StatusModel):
@@ -110,14 +137,16 @@ class LostWork(StatusModel):
 
 
 class AttemptRecord(StatusModel):
-    """A closed attempt, for people. What its end cost is booked when a later one has begun: see `LostWork`."""
+    """A closed attempt, for people. What its end cost is booked when a later one has begun: see `LostWork`.
+
+    `rank`: of several pods the one that `exitCode` and `node` are of, whose ending was the attempt's.
+    """
 
     attempt: int = Field(ge=1)
-    class_: Literal["Succeeded", "Preempted", "Lost", "Infrastructure", "Failed", "UserError", "Stopped"] = Field(
-        alias="class"
-    )
+    class_: EndingClass = Field(alias="class")
     reason: str = Field(default="", max_length=64)
     message: str = Field(default="", max_length=1024)
+    rank: int | None = Field(default=None, ge=0)
     exit_code: int | None = None
     node: str | None = Field(default=None, max_length=253)
     start_time: Time = Field(max_length=40)

@@ -12,7 +12,7 @@ from trialkeeper_operator.reconcile.ports import Invalid, Object
 
 Key = tuple[str, str, str]  # kind, namespace, name
 
-KINDS = frozenset({names.EXPERIMENT, names.TRIAL, names.POD, names.CONFIG_MAP})
+KINDS = frozenset({names.EXPERIMENT, names.TRIAL, names.POD, names.CONFIG_MAP, names.SERVICE})
 # Fields of metadata that are the server's: whatever a request says there is left out.
 SERVER_FIELDS = (
     "uid",

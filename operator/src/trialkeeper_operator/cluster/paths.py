@@ -22,6 +22,7 @@ RESOURCES = {
     names.TRIAL: Resource(names.API_VERSION, "trials"),
     names.POD: Resource("v1", "pods"),
     names.CONFIG_MAP: Resource("v1", "configmaps"),
+    names.SERVICE: Resource("v1", "services"),
     "Event": Resource("v1", "events"),
     "Lease": Resource("coordination.k8s.io/v1", "leases"),
     "Node": Resource("v1", "nodes", namespaced=False),

@@ -55,7 +55,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Ending:
-    """Why an attempt ended. `message` is one sentence for people."""
+    """Why an attempt ended. `message` is one sentence for people. `rank`: whose ending it was, of several pods."""
 
     class_: Class
     reason: str
@@ -64,6 +64,7 @@ class Ending:
     time: str | None = None  # RFC 3339, when the container finished, where the pod says so
     node: str | None = None
     said: Message | None = None  # the trainer's last words, if they are this attempt's
+    rank: int | None = None
 
 
 def classify(

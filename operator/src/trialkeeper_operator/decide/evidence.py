@@ -162,12 +162,19 @@ def begun(pod: Pod | None, container: str) -> bool:
 def ended(pod: Pod, container: str) -> bool:
     """Whether the pod's part is over, and all is there to judge it by.
 
-    Its trainer has terminated, or the whole pod is terminal. A kubelet that ends a pod says in one write that the
-    containers have terminated, and in a later one the phase, the reason and the condition: that is waited for.
+    Its trainer has terminated, the whole pod is terminal, or it never begins. A kubelet that ends a pod says in one
+    write that the containers have terminated, and in a later one the phase, the reason and the condition: that is
+    waited for.
     """
-    if status_of(pod).get("phase") in ("Succeeded", "Failed"):
+    if status_of(pod).get("phase") in ("Succeeded", "Failed") or _never_begins(pod):
         return True
     return terminated(pod, container) is not None and not any(_closing(c) for c in conditions_of(pod))
+
+
+def _never_begins(pod: Pod) -> bool:
+    """Whether a pod was deleted before it had a node: none can get it any more, though a finalizer may keep it."""
+    waits = status_of(pod).get("phase") == "Pending" and node_of(pod) is None
+    return waits and bool(pod.get("metadata", {}).get("deletionTimestamp"))
 
 
 def _closing(condition: Mapping[str, Any]) -> bool:

@@ -7,7 +7,7 @@ was lost on the way is found again by the next look. `history` is for people and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -74,13 +74,23 @@ def retry(status: TrialStatus, now: float) -> TrialStatus:
     )
 
 
-def record_pod(status: TrialStatus, pod: Mapping[str, Any], now: float) -> TrialStatus:
-    """Note the uid of this attempt's pod; from now on its absence means that it is gone."""
-    meta = pod["metadata"]
-    record = PodRecord(name=meta["name"], uid=meta["uid"], start_time=stamp(now))
-    return status.model_copy(
-        update={"pod": record, "phase": "Running", "start_time": status.start_time or record.start_time}
-    )
+def record_pods(status: TrialStatus, name: str, pods: Sequence[Mapping[str, Any] | None], now: float) -> TrialStatus:
+    """Note the uids of this attempt's pods, by rank, that are not noted yet: their absence means that they are gone.
+
+    A uid that is noted stays; `name` is that of the first. The trial runs from when all pods are there.
+    """
+    known = status.pod.uids if status.pod else [""] * len(pods)
+    found = [uid or (pod["metadata"]["uid"] if pod else "") for uid, pod in zip(known, pods, strict=False)]
+    if found == known:
+        return status
+    first, *others = found
+    uids: dict[str, Any] = {"uid": first} | ({"others": others} if others else {})
+    if status.pod is None:
+        record = PodRecord(name=name, start_time=stamp(now), **uids)
+    else:
+        record = status.pod.model_copy(update=uids)
+    update: dict[str, Any] = {"pod": record, "start_time": status.start_time or record.start_time}
+    return status.model_copy(update=update | ({"phase": "Running"} if all(found) else {}))
 
 
 def _last(status: TrialStatus) -> AttemptRecord | None:
@@ -227,6 +237,7 @@ def close(status: TrialStatus, ending: Ending, policy: FailurePolicy, now: float
         class_=ending.class_,
         reason=ending.reason,
         message=ending.message,
+        rank=ending.rank,
         exit_code=ending.exit_code,
         node=ending.node,
         start_time=pod.start_time if pod else end_time,

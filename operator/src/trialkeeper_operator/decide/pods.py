@@ -19,7 +19,7 @@ from trialkeeper.store.address import Bucket
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.experiment import Experiment, Storage
 from trialkeeper_operator.api.trial import Trial
-from trialkeeper_operator.decide import placement, scratch
+from trialkeeper_operator.decide import nodes, placement, scratch
 
 SCRATCH = "/trialkeeper"
 TOKEN_FOLDER = "/var/run/trialkeeper"
@@ -130,10 +130,13 @@ def render(
     site: Site | None = None,
     mtbf: float = contract.PRIOR_MTBF_SECONDS,
     held: Collection[int] = (),
+    *,
+    rank: int = 0,
 ) -> dict[str, Any]:
     """The pod of `attempt`, ready to be created: on this machine, or in the cluster that `site` describes.
 
-    Where it may run there is told by the trial's status, as it is when the attempt is open.
+    Of several pods it is that of `rank`. Where it may run there is told by the trial's status, as it is when the
+    attempt is open.
     """
     template = copy.deepcopy(experiment.spec.template.to_object())
     meta, spec = template.get("metadata") or {}, template["spec"]
@@ -141,37 +144,49 @@ def render(
     spec["restartPolicy"] = "Never"
     container = next(c for c in spec["containers"] if c["name"] == experiment.spec.container_name)
     injected = environment(experiment, trial, attempt, mtbf, held) | {contract.ENV_GRACE_SECONDS: str(grace)}
-    defaults: dict[str, str] = {}
+    many, several = experiment.spec.nodes, experiment.spec.nodes > 1
+    defaults = nodes.variables(trial.name, attempt, rank, many, container) if several else {}
     referred: list[dict[str, Any]] = []
     if site is not None:
         placement.settle(spec, experiment.spec, trial.status)
         injected |= site.environment()
-        defaults = _grouping(experiment, trial)
+        defaults |= _grouping(experiment, trial)
         injected |= _settle(spec, container, site)
         if experiment.spec.storage is not None:
             own, referred = _own_store(spec, container, experiment.spec.storage)
             injected = {k: v for k, v in injected.items() if k not in _STORE} | own
     container["env"] = _variables(container.get("env") or [], injected, defaults, referred)
     container.setdefault("terminationMessagePolicy", "FallbackToLogsOnError")
+    if several:
+        nodes.place(spec, trial.name, attempt, rank)
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
-            "name": names.pod_name(trial.name, attempt),
+            "name": names.pod_names(trial.name, attempt, many)[rank],
             "namespace": trial.namespace,
             "labels": dict(meta.get("labels") or {})
+            | _queue(experiment)
             | {
                 names.LABEL_MANAGED_BY: names.MANAGED_BY,
                 names.LABEL_EXPERIMENT: experiment.name,
                 names.LABEL_TRIAL: trial.name,
                 names.LABEL_ATTEMPT: str(attempt),
-            },
+            }
+            | (nodes.labels(trial.name, attempt, rank, many) if several else {}),
             "annotations": dict(meta.get("annotations") or {})
-            | {names.ANNOTATION_TRAINER: experiment.spec.container_name},
+            | {names.ANNOTATION_TRAINER: experiment.spec.container_name}
+            | (nodes.notes(many) if several else {}),
             "ownerReferences": [names.owner(names.TRIAL, trial.name, trial.uid)],
         },
         "spec": spec,
     }
+
+
+def _queue(experiment: Experiment) -> dict[str, str]:
+    """The labels by which an Experiment says in which queue its pods wait."""
+    labels = experiment.metadata.get("labels") or {}
+    return {name: labels[name] for name in names.QUEUE_LABELS if name in labels}
 
 
 _STORE = frozenset({contract.ENV_STORE, contract.ENV_STORE_CA})

@@ -41,6 +41,7 @@ _DISRUPTIONS = {
     "PreemptionByScheduler": "the scheduler gave the pod's place to one of higher priority",
     "DeletionByPodGC": "the pod's node is gone",
     "TerminationByKubelet": "the node ended the pod",
+    "WorkloadEvicted": "Kueue took the pod's place in its queue",
 }
 
 

@@ -8,8 +8,8 @@ the next pass.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from trialkeeper.contract import PRIOR_MTBF_SECONDS, Message
@@ -18,9 +18,9 @@ from trialkeeper_operator.api.conditions import Condition, Verdict, set_conditio
 from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.api.times import seconds, stamp
 from trialkeeper_operator.api.trial import Intent, Trial, TrialStatus
-from trialkeeper_operator.decide import endings, evidence, ledger, placement, watchdogs
+from trialkeeper_operator.decide import endings, evidence, group, ledger, nodes, placement, pods, watchdogs
 from trialkeeper_operator.decide.endings import Ending
-from trialkeeper_operator.decide.pods import Site, render
+from trialkeeper_operator.decide.pods import Site
 from trialkeeper_operator.decide.waiting import PATIENCE, STARTING, starting, waiting
 
 Object = Mapping[str, Any]
@@ -33,9 +33,10 @@ class View:
     """What is known about one trial.
 
     `pods` are those whose controller is this very Trial, by name. `last` is the last state seen of the
-    open attempt's pod if its deletion has been watched. `gone`: a live read has just said that the open
-    attempt's pod does not exist. `report`: the newest live report and when it was received; `watched`: since when
-    reports have been received at all.
+    open attempt's pods whose deletion has been watched. `gone`: a live read has just said of the open
+    attempt's pods that are not there that they do not exist. `report`: the newest live report and when it was received;
+    `watched`: since when reports have been received at all. `silent`: pods that are being deleted and whose node does
+    not answer, or is gone.
     """
 
     experiment: Experiment
@@ -44,20 +45,32 @@ class View:
     report: Message | None = None
     report_time: float | None = None
     watched: float = 0.0
-    last: Object | None = None
+    last: Mapping[str, Object] = field(default_factory=dict)
     gone: bool = False
     site: Site | None = None  # the cluster that pods are for, None: this machine
     mtbf: float = PRIOR_MTBF_SECONDS  # seconds between disruptions of a pod of this experiment
     started: bool = False  # whether a pod of this experiment is known to have been started
     held: Collection[int] = ()  # iterations that forks of this trial are about to begin from
-    silent: bool = False  # whether the node of a pod that is being deleted does not answer, or is gone
+    silent: Collection[str] = ()
 
 
 @dataclass(frozen=True)
 class CreatePod:
-    """Create the pod of the open attempt; that its name is taken by ours is as good."""
+    """Create a pod of the open attempt; that its name is taken by ours is as good."""
 
     body: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CreateService:
+    """Create the Service by which the pods of an attempt find each other; that ours is there is as good."""
+
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DeleteService:
+    """Delete the trial's Service, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +94,7 @@ class ConfirmAbsence:
     name: str
 
 
-Action = CreatePod | DeletePod | ConfirmAbsence
+Action = CreatePod | CreateService | DeletePod | DeleteService | ConfirmAbsence
 
 
 @dataclass(frozen=True)
@@ -101,7 +114,8 @@ def plan(view: View, now: float) -> Plan:
     leftovers = _leftovers(view)
     stop = wanted(view)
     if status.phase in ledger.FINAL:
-        return Plan(_another_try(view, stop, now), leftovers)
+        service = (DeleteService(),) if _nodes(view) > 1 else ()
+        return Plan(_another_try(view, stop, now), (*leftovers, *service))
     if stop is not None:
         return Plan(_rest(view, stop, now), leftovers)
     if _condition(view.experiment, names.STALLED) == ("True", names.REPEATED_ERROR) and status.reason != "Retried":
@@ -109,23 +123,40 @@ def plan(view: View, now: float) -> Plan:
     wait = seconds(status.next_attempt_time) - now if status.next_attempt_time else 0.0
     if 0 < wait <= ledger.FAILED_BACKOFF_LIMIT:  # what is further off comes from a clock that was ahead
         return Plan(actions=leftovers, after=wait)
-    if _still_running(view):
+    if _still_running(view, now):
         return Plan(actions=leftovers, after=5.0)
     opened = placement.opened(view.experiment.spec, ledger.open_attempt(ledger.resumed(status, now)))
-    return Plan(_observed(view, opened), (*leftovers, _create(view, opened)))
+    return Plan(_observed(view, opened), (*leftovers, *_create(view, opened)))
 
 
-def _create(view: View, status: TrialStatus) -> CreatePod:
+def _nodes(view: View) -> int:
+    return view.experiment.spec.nodes
+
+
+def _pods(view: View, attempt: int) -> list[str]:
+    """Names of an attempt's pods, by rank."""
+    return names.pod_names(view.trial.name, attempt, _nodes(view))
+
+
+def _create(view: View, status: TrialStatus) -> tuple[Action, ...]:
+    """All pods of an attempt; if they are several, after what they find each other by."""
+    service = (CreateService(nodes.service(view.experiment, view.trial)),) if _nodes(view) > 1 else ()
+    return (*service, *_create_pods(view, status, range(_nodes(view))))
+
+
+def _create_pods(view: View, status: TrialStatus, ranks: Iterable[int]) -> tuple[Action, ...]:
     trial = view.trial.model_copy(update={"status": status})
-    return CreatePod(render(view.experiment, trial, status.attempt, view.site, view.mtbf, view.held))
+    where = (view.experiment, trial, status.attempt, view.site, view.mtbf, view.held)
+    return tuple(CreatePod(pods.render(*where, rank=rank)) for rank in ranks)
 
 
-def _still_running(view: View) -> bool:
-    """One trainer of a trial at a time, except after Lost: that pod may never end, and the fence holds."""
+def _still_running(view: View, now: float) -> bool:
+    """One trainer of a trial at a time, but for pods that may never end, and after Lost: the fence holds."""
     history = view.trial.status.history
     if history and history[-1].class_ == endings.LOST:
         return False
-    return any(not evidence.ended(pod, _container(view)) for pod in view.pods.values())
+    running = (pod for pod in view.pods.values() if not evidence.ended(pod, _container(view)))
+    return any(not _silence(view, pod, now) for pod in running)
 
 
 def wanted(view: View) -> Intent | None:
@@ -198,7 +229,7 @@ def _leftovers(view: View) -> tuple[Action, ...]:
     status = view.trial.status
     kept = ""
     if status.phase == "Failed" and status.history and status.history[-1].class_ not in endings.DISRUPTED:
-        kept = names.pod_name(view.trial.name, status.closed)
+        kept = _pods(view, status.closed)[status.history[-1].rank or 0]
     return tuple(
         DeletePod(name, pod["metadata"]["uid"])
         for name, pod in sorted(view.pods.items())
@@ -211,65 +242,97 @@ def _container(view: View) -> str:
 
 
 def _open(view: View, now: float) -> Plan:
-    """An attempt is open: find its pod, hear it, judge it, or watch over it."""
-    status, name = view.trial.status, names.pod_name(view.trial.name, view.trial.status.attempt)
-    pod = view.pods.get(name)
+    """An attempt is open: find its pods, hear them, judge them, or watch over them."""
+    status, names_ = view.trial.status, _pods(view, view.trial.status.attempt)
+    status = ledger.record_pods(status, names_[0], [view.pods.get(name) for name in names_], now)
     if status.pod is None:
-        if pod is None:
-            return _without_pod(view, now)
-        status = ledger.record_pod(status, pod, now)
-    assert status.pod is not None
-    gone = pod is None or pod["metadata"]["uid"] != status.pod.uid
-    if gone and pod is None and not view.gone:
-        return Plan(actions=(ConfirmAbsence(name),))
+        return _without_pod(view, now)
+    ranks = group.ranks(names_, status.pod, view.pods, view.last, lambda pod: _silence(view, pod, now))
+    doubtful = [rank.name for rank in ranks if rank.gone and rank.name not in view.pods]
+    if doubtful and not view.gone:
+        return Plan(actions=tuple(map(ConfirmAbsence, doubtful)))
     status = ledger.heard(status, view.report)
-    ending = endings.classify(
-        view.last if gone else pod,
-        container=_container(view),
-        attempt=status.attempt,
-        intent=_intended(status.intent),
-        report=view.report,
-        reported=ledger.has_reported(status),
-        gone=gone,
-        silent="" if gone else _silence(view, now),
-        rules=view.experiment.spec.failure_policy.rules or (),
-    )
-    if ending is not None:
-        return _closed(view, status, ending, now)
-    assert pod is not None
-    return _watch(view, status, pod, now)
+    assert status.pod is not None
+    ending = group.verdict(ranks, status.pod.ended, _container(view), _judge(view, status))
+    if ending is None:
+        return _watch(view, status, ranks, now)
+    left = [rank for rank in ranks if not rank.unmade and not rank.over(_container(view))]
+    if left:
+        wait = group.settling(ending, now) if status.intent is None and status.pod.ended is None else 0.0
+        if wait:
+            return Plan(_observed(view, status), after=wait)
+        return _dissolved(view, ledger.heard(status, ending.said), ending, left)
+    unmade = [rank.name for rank in ranks if rank.unmade]
+    if unmade and not view.gone:
+        return Plan(actions=tuple(map(ConfirmAbsence, unmade)))
+    return _closed(view, status, ending, now)
 
 
-def leaving(view: View) -> Object | None:
-    """The open attempt's pod if it is being deleted and has not ended: only its node can end it."""
-    status = view.trial.status
-    pod = view.pods.get(names.pod_name(view.trial.name, status.attempt)) if status.attempt > status.closed else None
-    gone = pod is None or not pod["metadata"].get("deletionTimestamp")
-    return None if pod is None or gone or evidence.ended(pod, _container(view)) else pod
+def _judge(view: View, status: TrialStatus) -> group.Judge:
+    """How a pod that has ended is judged. Only rank 0 reports, and it alone leaves last words."""
+
+    def judge(rank: group.Rank, pod: Object | None) -> Ending:
+        ending = endings.classify(
+            pod,
+            container=_container(view),
+            attempt=status.attempt,
+            intent=_intended(status.intent),
+            report=view.report if rank.number == 0 else None,
+            reported=ledger.has_reported(status),
+            gone=True,
+            silent=rank.silent,
+            rules=view.experiment.spec.failure_policy.rules or (),
+        )
+        assert ending is not None
+        return ending
+
+    return judge
 
 
-def _silence(view: View, now: float) -> str:
+def _dissolved(view: View, status: TrialStatus, ending: Ending, left: Sequence[group.Rank]) -> Plan:
+    """One pod's end is all pods' end: why is stored first, so that what we delete is not taken for the reason."""
+    assert status.pod is not None
+    if status.intent is None:
+        status = status.model_copy(update={"pod": status.pod.model_copy(update={"ended": group.record(ending)})})
+    return Plan(_observed(view, status), _delete(left), after=LEAVING)
+
+
+def _delete(ranks: Iterable[group.Rank], *, seen: bool = False) -> tuple[Action, ...]:
+    """Delete those that are there; `seen`: only as they were judged by."""
+    pods = ((rank, rank.pod["metadata"]) for rank in ranks if rank.pod is not None and not rank.leaving)
+    return tuple(DeletePod(r.name, r.uid, version=m.get("resourceVersion") if seen else None) for r, m in pods)
+
+
+def leaving(view: View) -> list[Object]:
+    """Pods that are being deleted and have not ended, if anybody waits for that: only their nodes can end them."""
+    if view.trial.status.phase in ledger.FINAL:
+        return []
+    deleted = (pod for pod in view.pods.values() if pod["metadata"].get("deletionTimestamp"))
+    return [pod for pod in deleted if not evidence.ended(pod, _container(view))]
+
+
+def _silence(view: View, pod: Object, now: float) -> str:
     """Why a pod on its way out will not be ended by its node, in one sentence; empty if it may be.
 
     It would be waited for forever; the fence holds off a trainer that lives on there.
     """
-    pod = leaving(view) if view.site is not None else None
-    if pod is None:
+    deleted = pod["metadata"].get("deletionTimestamp")
+    if view.site is None or not deleted or evidence.ended(pod, _container(view)):
         return ""
     node, limit = evidence.node_of(pod), view.experiment.spec.timeouts.node_lost_seconds
-    if view.silent:
+    if pod["metadata"]["name"] in view.silent:
         return f"node {node} does not answer"
-    late = limit > 0 and now >= seconds(pod["metadata"]["deletionTimestamp"]) + limit
+    late = limit > 0 and now >= seconds(deleted) + limit
     return f"node {node} has not ended the pod {limit:g} s after its grace" if late else ""
 
 
 def _without_pod(view: View, now: float) -> Plan:
-    """The number is stored, the pod is not known to exist: create it, unless nobody wants it any more."""
+    """The number is stored, no pod is known to exist: create them, unless nobody wants them any more."""
     status, stop = view.trial.status, wanted(view)
     if stop is None:
-        return Plan(actions=(_create(view, status),))
+        return Plan(actions=_create(view, status))
     if not view.gone:
-        return Plan(actions=(ConfirmAbsence(names.pod_name(view.trial.name, status.attempt)),))
+        return Plan(actions=tuple(map(ConfirmAbsence, _pods(view, status.attempt))))
     ending = Ending(endings.STOPPED, stop.reason, stop.message)
     return _closed(view, status.model_copy(update={"intent": stop}), ending, now)
 
@@ -304,54 +367,74 @@ def _intended(intent: Intent | None) -> endings.Verdict | None:
     return None if intent is None else (_INTENDED[intent.action], intent.reason, intent.message)
 
 
-def _watch(view: View, status: TrialStatus, pod: Object, now: float) -> Plan:
-    """The pod lives: end it if it is not wanted or hangs, else note what it said."""
+def _watch(view: View, status: TrialStatus, ranks: Sequence[group.Rank], now: float) -> Plan:
+    """The pods live: end them if they are not wanted or hang, else complete them and note what they said."""
+    alive = [rank for rank in ranks if rank.pod is not None and not rank.over(_container(view))]
+    bodies = [rank.pod for rank in alive if rank.pod is not None]
+    unmade = [rank.number for rank in ranks if rank.unmade]
     intent = status.intent or wanted(view)
     after: float | None = None
+    if intent is None and unmade:
+        return Plan(_observed(view, status), _create_pods(view, status, unmade), after=_sooner(None, bodies))
     if intent is None:
-        intent, after = watchdogs.watch(_watched(view, status, pod), view.experiment.spec.timeouts, now)
+        intent, after = _watched(view, status, bodies, now)
     if intent is None:
-        return Plan(_observed(view, _held(status, pod, now)), after=_sooner(after, pod))
+        return Plan(_observed(view, _held(status, alive, now)), after=_sooner(after, bodies))
     status = status.model_copy(update={"intent": intent})
-    assert status.pod is not None
-    meta = pod["metadata"]
-    delete = DeletePod(meta["name"], status.pod.uid, version=meta.get("resourceVersion"))
-    actions = () if meta.get("deletionTimestamp") else (delete,)
-    return Plan(_observed(view, status), actions, after=_sooner(None, pod))
+    return Plan(_observed(view, status), _delete(alive, seen=True), after=_sooner(None, bodies))
 
 
-def _watched(view: View, status: TrialStatus, pod: Object) -> watchdogs.Pod:
-    report, record, last = view.report, status.pod, status.history[-1] if status.history else None
-    assert record is not None
+def _watched(view: View, status: TrialStatus, alive: Sequence[Object], now: float) -> watchdogs.Watch:
+    """What has run out. Of several pods the slowest count: who has not begun, else who has begun last."""
+    report, recorded, last = view.report, status.pod, status.history[-1] if status.history else None
+    assert recorded is not None
     heard = None
-    if record.first_report_time is not None:
+    if recorded.first_report_time is not None:
         # Who has just come up has heard no report yet, and waits for the next one as long as for any.
         own = view.report_time if report is not None and report.attempt == status.attempt else None
-        heard = own or max(view.watched, seconds(record.first_report_time))
-    return watchdogs.Pod(
-        body=pod,
-        container=_container(view),
-        recorded=seconds(record.start_time),
-        heard=heard,
-        movable=placement.movable(view.experiment.spec, status),
-        started=view.started,
-        again=last is not None and last.reason == STARTING,
-    )
+        heard = own or max(view.watched, seconds(recorded.first_report_time))
+    starting = [pod for pod in alive if not evidence.begun(pod, _container(view))] if len(alive) > 1 else []
+    slowest = starting or [max(alive, key=lambda pod: watchdogs.began(pod, _container(view)) or 0.0)]
+    watches = [
+        watchdogs.watch(
+            watchdogs.Pod(
+                body=pod,
+                container=_container(view),
+                recorded=seconds(recorded.start_time),
+                heard=None if starting else heard,
+                movable=placement.movable(view.experiment.spec, status),
+                started=view.started,
+                again=last is not None and last.reason == STARTING,
+            ),
+            view.experiment.spec.timeouts,
+            now,
+        )
+        for pod in slowest
+    ]
+    intent = next((intent for intent, _ in watches if intent is not None), None)
+    return intent, min((left for _, left in watches if left is not None), default=None)
 
 
-def _sooner(after: float | None, pod: Object) -> float | None:
+def _sooner(after: float | None, pods: Iterable[Object]) -> float | None:
     """A pod on its way out is looked at again and again, since its node may be silent; one that starts, later."""
-    again = LEAVING if pod["metadata"].get("deletionTimestamp") else PATIENCE + 1 if starting(pod) else None
-    return min((wait for wait in (after, again) if wait is not None), default=None)
+    waits = [after, *(_again(pod) for pod in pods)]
+    return min((wait for wait in waits if wait is not None), default=None)
 
 
-def _held(status: TrialStatus, pod: Object, now: float) -> TrialStatus:
-    """Whether the pod has started, as far as anybody has to know; the same trouble is not told in new words."""
-    held = waiting(pod, now)
-    if held is None:
+def _again(pod: Object) -> float | None:
+    return LEAVING if pod["metadata"].get("deletionTimestamp") else PATIENCE + 1 if starting(pod) else None
+
+
+def _held(status: TrialStatus, alive: Sequence[group.Rank], now: float) -> TrialStatus:
+    """Whether the pods have started, as far as anybody has to know; the same trouble is not told in new words."""
+    assert status.pod is not None
+    waits = ((rank, waiting(rank.pod, now)) for rank in alive if rank.pod is not None)
+    rank, held = next(((rank, held) for rank, held in waits if held is not None), (None, None))
+    if held is None or rank is None:
         update = {"phase": "Running", "reason": "", "message": ""}
     elif (status.phase, status.reason) == ("Waiting", held.reason):
         return status
     else:
-        update = {"phase": "Waiting", "reason": held.reason, "message": held.message}
+        whose = f"rank {rank.number}: " if status.pod.others else ""
+        update = {"phase": "Waiting", "reason": held.reason, "message": f"{whose}{held.message}"[:2048]}
     return status.model_copy(update=update)

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 from trialkeeper import contract
 from trialkeeper_operator.api.times import seconds
 from trialkeeper_operator.decide import evidence
+from trialkeeper_operator.decide.scratch import at
 
 UNSCHEDULABLE = "Unschedulable"
+GATED = "Queued"  # the scheduler does not look at it yet
 IMAGE = "ImageNotPulled"
 IMAGE_NAME = "InvalidImageName"
 CONFIG = "ContainerConfig"
@@ -24,7 +26,7 @@ BASE = "BaseNotThere"  # of a fork: its donor has not come to it yet
 STORE = contract.REASON_STORE  # the next attempt waits for a store that did not answer the last one
 STARTING = "SlowStart"
 PATIENCE = 60.0  # seconds that a pod may take to start before that is worth saying
-REASONS = frozenset({STORE, STARTING, UNSCHEDULABLE, IMAGE, IMAGE_NAME, CONFIG, QUOTA, NAME_TAKEN})
+REASONS = frozenset({STORE, STARTING, UNSCHEDULABLE, GATED, IMAGE, IMAGE_NAME, CONFIG, QUOTA, NAME_TAKEN})
 
 _IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "ImageInspectError"})
 _CONFIG = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
@@ -78,9 +80,18 @@ def pulling(pod: Mapping[str, Any]) -> bool:
 def _unscheduled(pod: Mapping[str, Any]) -> Waiting | None:
     for condition in evidence.conditions_of(pod):
         if (condition.get("type"), condition.get("status")) == ("PodScheduled", "False"):
+            if condition.get("reason") == "SchedulingGated":
+                return Waiting(GATED, f"the pod waits in a queue, behind {_gates(pod)}"[:1024])
             said = str(condition.get("message") or condition.get("reason") or "")
             return Waiting(UNSCHEDULABLE, f"no node takes the pod: {said}"[:1024])
     return None
+
+
+def _gates(pod: Mapping[str, Any]) -> str:
+    """Names of what holds a pod back from the scheduler: Kueue's is `kueue.x-k8s.io/admission`."""
+    found = at(pod, "spec", "schedulingGates")
+    names = [str(gate.get("name")) for gate in found if isinstance(gate, dict)] if isinstance(found, list) else []
+    return f"the gate {', '.join(names)}" if names else "a scheduling gate"
 
 
 def _container(pod: Mapping[str, Any]) -> Waiting | None:

@@ -40,6 +40,8 @@ class Pod:
 def watch(pod: Pod, timeouts: Timeouts, now: float) -> Watch:
     """What has run out for a pod that has not ended; `now` is seconds since the epoch."""
     held = waiting.waiting(pod.body, now)
+    if held is not None and held.reason == waiting.GATED:
+        return QUIET  # somebody's queue: another pod would only lose its place there
     if held is not None and held.reason == waiting.UNSCHEDULABLE:
         return _unscheduled(pod, held, now)
     if pod.heard is not None or evidence.begun(pod.body, pod.container):
@@ -55,7 +57,6 @@ def _left(limit: float, since: float | None, now: float) -> float | None:
 
 
 def _unscheduled(pod: Pod, held: waiting.Waiting, now: float) -> Watch:
-    """A gate is somebody's queue: another pod would only lose its place there."""
     condition = _condition(pod.body, "PodScheduled")
     left = _left(pod.movable, _time(condition, "lastTransitionTime"), now)
     if left is None or condition.get("reason") != "Unschedulable":
@@ -91,7 +92,7 @@ def _silent(pod: Pod, timeouts: Timeouts, now: float) -> Watch:
         limit, since = timeouts.progress_seconds, pod.heard
         reason, field = "NoProgress", "timeouts.progressSeconds"
     else:
-        limit, since = timeouts.first_report_seconds, max(pod.recorded, _began(pod) or 0.0)
+        limit, since = timeouts.first_report_seconds, max(pod.recorded, began(pod.body, pod.container) or 0.0)
         reason, field = "NoReport", "timeouts.firstReportSeconds"
     left = _left(limit, since, now)
     if left is None or left > 0:
@@ -111,9 +112,10 @@ def _time(of: Mapping[str, Any], key: str) -> float | None:
         return None
 
 
-def _began(pod: Pod) -> float | None:
-    running = evidence.states(pod.body, "running", "containerStatuses")
-    return next((_time(state, "startedAt") for entry, state in running if entry.get("name") == pod.container), None)
+def began(pod: Mapping[str, Any], container: str) -> float | None:
+    """When a pod's trainer was started, None if it does not run."""
+    running = evidence.states(pod, "running", "containerStatuses")
+    return next((_time(state, "startedAt") for entry, state in running if entry.get("name") == container), None)
 
 
 def _ready_to_start(pod: Mapping[str, Any]) -> float | None:

@@ -28,11 +28,14 @@ def _checked(file: Path, sets: list[str]) -> tuple[dict[str, Any], Manifest]:
 
     :raises InvalidObject: with every problem.
     """
+    from trialkeeper_operator.api.validate import InvalidObject, Problem
     from trialkeeper_operator.local.manifest import load
     from trialkeeper_operator.search.check import checked
 
     manifest = load(file, sets)
-    checked(manifest.raw)
+    if checked(manifest.raw).spec.nodes > 1:
+        said = "one machine is one node: try it with --set spec.nodes=1 here, several are for a cluster"
+        raise InvalidObject([Problem("spec.nodes", said)])
     return manifest.raw, manifest
 
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
 Object = dict[str, Any]
-Kind = Literal["Experiment", "Trial", "Pod", "ConfigMap"]
+Kind = Literal["Experiment", "Trial", "Pod", "ConfigMap", "Service"]
 
 
 class Event(NamedTuple):

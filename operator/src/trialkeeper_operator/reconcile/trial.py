@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +12,17 @@ from trialkeeper_operator.api.trial import Trial, TrialStatus
 from trialkeeper_operator.decide import endings, evidence, ledger, waiting
 from trialkeeper_operator.decide import trial as decide
 from trialkeeper_operator.decide.endings import Ending
-from trialkeeper_operator.decide.trial import Action, ConfirmAbsence, CreatePod, DeletePod, Plan, View
-from trialkeeper_operator.reconcile import restore
+from trialkeeper_operator.decide.trial import (
+    Action,
+    ConfirmAbsence,
+    CreatePod,
+    CreateService,
+    DeletePod,
+    DeleteService,
+    Plan,
+    View,
+)
+from trialkeeper_operator.reconcile import restore, service
 from trialkeeper_operator.reconcile.admitted import admitted
 from trialkeeper_operator.reconcile.ports import (
     AlreadyExists,
@@ -38,12 +47,12 @@ async def reconcile(world: World, name: Name) -> Outcome:
     view = _view(world, name)
     if view is None:
         return None
-    pod = decide.leaving(view) if world.site is not None else None
-    if pod is not None and await _silent(world, pod):
-        view = replace(view, silent=True)
+    if world.site is not None:
+        view = replace(view, silent=await _silent(world, decide.leaving(view)))
     plan = decide.plan(view, world.now())
-    if any(isinstance(action, ConfirmAbsence) for action in plan.actions):
-        view = await _confirmed(world, name, view)
+    doubtful = {action.name for action in plan.actions if isinstance(action, ConfirmAbsence)}
+    if doubtful:
+        view = await _confirmed(world, name, view, doubtful)
         if view is None:
             return 0.0
         plan = decide.plan(view, world.now())
@@ -60,7 +69,8 @@ async def reconcile(world: World, name: Name) -> Outcome:
         await world.look(names.TRIAL, name)
         return 0.0
     for action in plan.actions:
-        await _act(world, view, action)
+        if not await _act(world, view, action):
+            break
     waits = [seconds for seconds in (wait, plan.after) if seconds is not None]
     return min(waits) if waits else None
 
@@ -75,13 +85,22 @@ def _view(world: World, name: Name) -> View | None:
     if not restore.may_run(experiment):
         return None  # its status may not be recorded yet: what is over would look like what has not begun
     report, heard = world.reports.get(name, (None, None))
-    pod = trial.status.pod
-    last = world.cache.last_pod((trial.namespace, pod.name), pod.uid) if pod else None
+    last = _last_seen(world, experiment, trial)
     pods, mtbf = world.cache.pods_of(trial), world.mtbf(experiment)
     forks = world.awaited(experiment, trial.name)
     started = _started(world, experiment, pods)
     known = (experiment, trial, pods, report, heard, world.began, last)
     return View(*known, site=world.site, mtbf=mtbf, started=started, held=forks)
+
+
+def _last_seen(world: World, experiment: Experiment, trial: Trial) -> dict[str, Mapping[str, Any]]:
+    """The open attempt's pods whose deletion was watched, as they were then."""
+    uids = trial.status.pod.uids if trial.status.pod else ()
+    called = names.pod_names(trial.name, trial.status.attempt, experiment.spec.nodes)
+    found = (
+        (name, world.cache.last_pod((trial.namespace, name), uid)) for name, uid in zip(called, uids, strict=False)
+    )
+    return {name: pod for name, pod in found if pod is not None}
 
 
 def _started(world: World, experiment: Experiment, pods: Mapping[str, Mapping[str, Any]]) -> bool:
@@ -94,10 +113,15 @@ def _started(world: World, experiment: Experiment, pods: Mapping[str, Mapping[st
     return experiment.uid in world.started
 
 
-async def _silent(world: World, pod: Mapping[str, Any]) -> bool:
-    """Whether a pod's node is gone or has not been heard of; False where nodes may not be read."""
-    node = evidence.node_of(pod)
-    if node is None or world.nodes_closed:
+async def _silent(world: World, pods: Sequence[Mapping[str, Any]]) -> frozenset[str]:
+    """Those of these pods whose node is gone or has not been heard of; none where nodes may not be read."""
+    nodes = {pod["metadata"]["name"]: evidence.node_of(pod) for pod in pods}
+    lost = {node for node in set(nodes.values()) if node is not None and await _lost(world, node)}
+    return frozenset(name for name, node in nodes.items() if node in lost)
+
+
+async def _lost(world: World, node: str) -> bool:
+    if world.nodes_closed:
         return False
     try:
         found = await world.cluster.get(names.NODE, "", node)
@@ -123,15 +147,17 @@ async def _changed(world: World, trial: Trial, plan: Plan) -> bool:
     return False
 
 
-async def _confirmed(world: World, name: Name, view: View) -> View | None:
-    """The view after a live read of the open attempt's pod; None if the read has brought news."""
+async def _confirmed(world: World, name: Name, view: View, doubtful: Collection[str]) -> View | None:
+    """The view after a live read of those of the open attempt's pods; None if a read has brought news."""
     trial = view.trial
-    pod_name = names.pod_name(trial.name, trial.status.attempt)
-    found = await world.look(names.POD, (trial.namespace, pod_name))
-    if found is not None and owner_uid(found) == trial.uid:
-        return None
+    for pod_name in sorted(doubtful):
+        found = await world.look(names.POD, (trial.namespace, pod_name))
+        if found is not None and owner_uid(found) == trial.uid:
+            return None
     fresh = _view(world, name)
-    return replace(fresh, gone=True) if fresh is not None and fresh.trial == trial else None
+    if fresh is None or fresh.trial != trial or view.pods.keys() != fresh.pods.keys():
+        return None
+    return replace(fresh, gone=True, silent=view.silent)
 
 
 async def _store(world: World, name: Name, trial: Trial, plan: Plan) -> Outcome:
@@ -147,7 +173,9 @@ async def _store(world: World, name: Name, trial: Trial, plan: Plan) -> Outcome:
         raise Conflict(f"trial {trial.name} has changed since it was looked at")
     await world.put_status(raw, plan.status.to_object())
     if plan.status.closed > trial.status.closed:
-        world.cache.forget_pod((trial.namespace, names.pod_name(trial.name, plan.status.closed)))
+        nodes = len(trial.status.pod.uids) if trial.status.pod else 1
+        for pod in names.pod_names(trial.name, plan.status.closed, nodes):
+            world.cache.forget_pod((trial.namespace, pod))
     return None
 
 
@@ -160,14 +188,28 @@ def _patience(world: World, old: TrialStatus, new: TrialStatus) -> float:
     return 0.0
 
 
-async def _act(world: World, view: View, action: Action) -> None:
+async def _act(world: World, view: View, action: Action) -> bool:
+    """Carry out one action; False if those after it are in vain for now."""
     if isinstance(action, CreatePod):
-        await _create(world, view, action)
-    elif isinstance(action, DeletePod):
+        return await _create(world, view, action)
+    if isinstance(action, CreateService):
+        return await _serve(world, view, action)
+    if isinstance(action, DeletePod):
         await _delete(world, view.trial, action)
+    elif isinstance(action, DeleteService):
+        await service.remove(world, view.experiment, view.trial.name)
+    return True
 
 
-async def _create(world: World, view: View, action: CreatePod) -> None:
+async def _serve(world: World, view: View, action: CreateService) -> bool:
+    trial = view.trial
+    why = await service.ensure(world, view.experiment, trial, action.body)
+    if why is not None:
+        await _wait(world, (trial.namespace, trial.name), why.reason, why.message, NAME_TAKEN)
+    return why is None
+
+
+async def _create(world: World, view: View, action: CreatePod) -> bool:
     trial, pod = view.trial, action.body["metadata"]["name"]
     try:
         created = await admitted(world, view.experiment.uid, action.body)
@@ -177,15 +219,18 @@ async def _create(world: World, view: View, action: CreatePod) -> None:
         if found is not None and owner_uid(found) != trial.uid:
             said = f"the pod's name {pod} is somebody else's: delete that pod"
             await _wait(world, (trial.namespace, trial.name), waiting.NAME_TAKEN, said, NAME_TAKEN)
-        else:
-            world.queue.add((names.TRIAL, (trial.namespace, trial.name)))
+            return False
+        world.queue.add((names.TRIAL, (trial.namespace, trial.name)))
     except QuotaExceeded as full:
         said = f"the namespace's quota has no room: {full}"
         await _wait(world, (trial.namespace, trial.name), waiting.QUOTA, said, NO_ROOM)
+        return False
     except Invalid as refusal:
         await _refused(world, (trial.namespace, trial.name), view, str(refusal))
+        return False
     else:
         world.seen(names.POD, created)
+    return True
 
 
 async def _wait(world: World, name: Name, reason: str, sentence: str, after: float) -> None:

@@ -81,6 +81,7 @@ class World:
     counted: dict[str, float] = field(default_factory=dict)  # by experiment uid: when its status was stored last
     accepted: dict[str, int] = field(default_factory=dict)  # generation by experiment uid, of what keeps the rules
     snapshots: dict[str, Kept] = field(default_factory=dict)  # by experiment uid
+    services: dict[str, dict[str, str]] = field(default_factory=dict)  # by experiment uid, once listed: uids by trial
     searches: dict[str, Any] = field(default_factory=dict)  # by experiment uid: what the search keeps, a cache only
     began: float = field(init=False)
     _signatures: dict[str, object] = field(default_factory=dict)
@@ -143,7 +144,15 @@ class World:
         elif kind == names.EXPERIMENT:
             self.hardened.discard(obj["metadata"]["uid"])
             self.started.discard(obj["metadata"]["uid"])
-            for kept in (self.searches, self.snapshots, self.accepted, self.counted, self._signatures, self._rates):
+            for kept in (
+                self.services,
+                self.searches,
+                self.snapshots,
+                self.accepted,
+                self.counted,
+                self._signatures,
+                self._rates,
+            ):
                 kept.pop(obj["metadata"]["uid"], None)
             self.held.pop(obj["metadata"]["uid"], None)
 

@@ -46,11 +46,12 @@ class Refused(Exception):
 
 
 class Known(NamedTuple):
-    """The sender's trial and experiment."""
+    """The sender's trial and experiment, and which of the attempt's pods it is."""
 
     experiment: Experiment
     trial: Trial
     sender: Sender
+    rank: int = 0
 
 
 class Reports:
@@ -118,23 +119,25 @@ class Reports:
         trial = cache.trial((sender.namespace, str(label))) if label else None
         if pod is None or pod["metadata"].get("uid") != sender.uid or trial is None or owner_uid(pod) != trial.uid:
             raise Refused(403, "the pod is not one of a trial's", who)
-        if (
-            sender.pod != names.pod_name(trial.name, trial.status.attempt)
-            or trial.status.attempt <= trial.status.closed
-        ):
-            raise Refused(403, "the pod's attempt is over", who)
-        if trial.status.pod is not None and trial.status.pod.uid != sender.uid:
-            raise Refused(403, "the attempt belongs to another pod", who)
         experiment = cache.experiment((sender.namespace, trial.spec.experiment))
         if experiment is None or experiment.uid != trial.spec.experiment_uid:
             raise Refused(403, "the trial's experiment is gone", who)
-        return Known(experiment, trial, sender)
+        pods = names.pod_names(trial.name, trial.status.attempt, experiment.spec.nodes)
+        if sender.pod not in pods or trial.status.attempt <= trial.status.closed:
+            raise Refused(403, "the pod's attempt is over", who)
+        rank = pods.index(sender.pod)
+        recorded = trial.status.pod.uids if trial.status.pod else []
+        if recorded[rank : rank + 1] not in ([], [""], [sender.uid]):
+            raise Refused(403, "the attempt belongs to another pod", who)
+        return Known(experiment, trial, sender, rank)
 
     async def _report(self, request: web.Request) -> web.Response:
         if request.content_length is not None and request.content_length > BODY_LIMIT:
             raise Refused(413, "the report is too large")
         known = await self._known(request)
         who = str(known.sender)
+        if known.rank:
+            raise Refused(403, "only rank 0 reports", who)
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 message = Message.decode(await request.read())

@@ -1,0 +1,58 @@
+"""The headless Services of trials of several pods: made before the pods, gone when the trial is over.
+
+They are not watched. Which there are is listed once for an experiment, so that a trial that is over costs nothing.
+"""
+
+from __future__ import annotations
+
+from trialkeeper_operator.api import names
+from trialkeeper_operator.api.experiment import Experiment
+from trialkeeper_operator.api.trial import Trial
+from trialkeeper_operator.decide import waiting
+from trialkeeper_operator.decide.waiting import Waiting
+from trialkeeper_operator.reconcile.ports import AlreadyExists, Conflict, NotFound, Object, QuotaExceeded, Unavailable
+from trialkeeper_operator.reconcile.world import World
+from trialkeeper_operator.state.cache import owner_uid
+
+
+async def ensure(world: World, experiment: Experiment, trial: Trial, body: Object) -> Waiting | None:
+    """Have a trial's Service made, or say why that is not possible now."""
+    try:
+        found = await world.cluster.create(body)
+    except AlreadyExists:
+        stored = await world.cluster.get(names.SERVICE, trial.namespace, trial.name)
+        if stored is None:
+            raise Unavailable(f"the Service {trial.name} went while it was looked at") from None
+        if owner_uid(stored) != trial.uid:
+            return Waiting(waiting.NAME_TAKEN, f"the Service {trial.name} is somebody else's: delete that Service")
+        found = stored
+    except QuotaExceeded as full:
+        return Waiting(waiting.QUOTA, f"the namespace's quota has no room for the trial's Service: {full}"[:1024])
+    known = world.services.get(experiment.uid)
+    if known is not None:
+        known[trial.name] = found["metadata"]["uid"]
+    return None
+
+
+async def remove(world: World, experiment: Experiment, trial: str) -> None:
+    """Delete a trial's Service if there is one."""
+    uid = (await _known(world, experiment)).get(trial)
+    if uid is None:
+        return
+    try:
+        await world.cluster.delete(names.SERVICE, experiment.namespace, trial, uid=uid)
+    except (NotFound, Conflict):
+        pass  # it is gone, or another has its name
+    world.services[experiment.uid].pop(trial, None)
+
+
+async def _known(world: World, experiment: Experiment) -> dict[str, str]:
+    """The uids of the experiment's Services by trial."""
+    if experiment.uid not in world.services:
+        labels = {names.LABEL_MANAGED_BY: names.MANAGED_BY, names.LABEL_EXPERIMENT: experiment.name}
+        ours = {trial.uid for trial in world.cache.trials_of(experiment)}
+        listed = [s async for s in world.cluster.list(names.SERVICE, experiment.namespace, labels)]
+        world.services[experiment.uid] = {
+            s["metadata"]["name"]: s["metadata"]["uid"] for s in listed if owner_uid(s) in ours
+        }
+    return world.services[experiment.uid]
