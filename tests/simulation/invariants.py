@@ -7,6 +7,7 @@ import base64
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from simulation.trainer import BROKEN
 from trialkeeper import contract
 from trialkeeper.contract import PRIOR_MTBF_SECONDS
 from trialkeeper_operator.api.times import seconds
@@ -166,6 +167,10 @@ def _ended(trial: Object, story: Any) -> list[str]:
     wrong = []
     if status.get("phase") not in FINAL:
         return [f"phase {status.get('phase')} is not final"]
+    if not getattr(story.plot, "dropped", 0):
+        # Whoever fails for want of another is not the reason; an operator that is told nothing may not know better.
+        broken = [h for h in status.get("history", ()) if h["class"] == "Failed" and BROKEN in h["message"]]
+        wrong += [f"attempt {h['attempt']} failed for want of another rank, which nobody blames" for h in broken]
     if status["attempt"] != status["closed"]:
         wrong.append(f"attempt {status['attempt']} is open although the trial is over")
     taken_over = not status.get("history") and name in story.carried

@@ -56,6 +56,7 @@ class Plot:
     leaders: int
     max_failures: int
     deletions: tuple[Deletion, ...] = ()
+    nodes: int = 1
     acts: tuple[tuple[float, str], ...] = ()  # (virtual seconds, what a person does by hand), see `person`
 
 
@@ -64,6 +65,13 @@ def draw_by_hand(seed: int) -> Plot:
     rng = random.Random(f"{seed}/by hand")
     acts = sorted((rng.uniform(0, 300), rng.choice(ACTS)) for _ in range(rng.randint(1, 6)))
     return replace(draw(seed), acts=tuple(acts))
+
+
+def draw_groups(seed: int) -> Plot:
+    """The plot of a seed in which each attempt is several pods; now and then somebody acts by hand, too."""
+    rng = random.Random(f"{seed}/groups")
+    drawn = draw_by_hand(seed) if rng.random() < 0.3 else draw(seed)
+    return replace(drawn, nodes=rng.randint(2, 3))
 
 
 def draw_restores(seed: int) -> Plot:
@@ -197,6 +205,7 @@ async def tell(plot: Plot) -> Story:
         maxTrials=plot.trials,
         parallelism=plot.parallelism,
         checkpoint={"frequency": 1},
+        nodes=plot.nodes,
         failurePolicy={"maxFailures": plot.max_failures, "maxDisruptions": 50},
     )
     name = "exp"

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from simulation.invariants import judge
-from simulation.scenario import LIMIT, Plot, Story, draw, draw_by_hand, draw_restores, tell
+from simulation.scenario import LIMIT, Plot, Story, draw, draw_by_hand, draw_groups, draw_restores, tell
 from simulation.virtual import run
 
 SEEDS = int(os.environ.get("TRIALKEEPER_SEEDS", "2000"))
@@ -35,11 +35,11 @@ def verdict(seed: int, plot: Callable[[int], Plot] = draw) -> str:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("plot", [draw, draw_restores, draw_by_hand])
+@pytest.mark.parametrize("plot", [draw, draw_restores, draw_by_hand, draw_groups])
 @pytest.mark.parametrize("first", [int(ONE)] if ONE else range(0, SEEDS, BATCH))
 def test_every_story_ends_well(first: int, plot: Callable[[int], Plot], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR)
-    seeds = SEEDS // (1 if plot is draw else 4 if plot is draw_by_hand else 10)  # those with more in them take longer
+    seeds = SEEDS // (1 if plot is draw else 10 if plot is draw_restores else 4)  # those with more in them take longer
     for seed in [first] if ONE else range(first, min(first + BATCH, seeds)):
         said = verdict(seed, plot)
         assert not said, said
@@ -55,6 +55,18 @@ def test_the_stories_by_hand_are_about_something() -> None:
     assert sum("retried" in t["status"] for t in trials) > 5
     rests = [h for t in trials for h in t["status"]["history"] if h["reason"] in ("Suspended", "Desired")]
     assert len(rests) > 20
+
+
+def test_the_stories_of_groups_are_about_something() -> None:
+    """The seeds together meet ends of rank 0 and of others, of every class, and attempts that went on after them."""
+    stories = [story_of(seed, draw_groups) for seed in range(60)]
+    ends = [h for s in stories for t in s.trials for h in t["status"]["history"]]
+    others = [h for h in ends if h.get("rank", 0)]
+    assert {h["class"] for h in others} >= {"Preempted", "Infrastructure"}
+    assert sum(h["class"] == "Failed" for h in ends) > 5
+    assert (
+        sum(t["status"]["phase"] == "Succeeded" and t["status"]["closed"] > 1 for s in stories for t in s.trials) > 10
+    )
 
 
 def test_the_same_seed_tells_the_same_story() -> None:

@@ -112,6 +112,8 @@ class Running:
         return str(self.pod["metadata"]["uid"])
 
 
+ATTEMPT, RANK = "trialkeeper.dev/attempt", "trialkeeper.dev/rank"
+BROKEN = "ConnectionError: another rank is gone"  # how a rank fails whose group is broken
 DISRUPTIONS = ("evict", "delete", "vanish", "force", "zombie", "pressure", "kill", "lost")
 _CONDITIONS = {
     "evict": "EvictionByEvictionAPI",
@@ -170,13 +172,17 @@ class Node:
         for other in self.running.values():
             if other is not run and other.alive and not other.zombie:
                 labels = other.pod["metadata"]["labels"]
-                if labels["trialkeeper.dev/trial"] == trial and not self.rivals:
+                ranks = labels["trialkeeper.dev/attempt"] == str(attempt) and labels.get(RANK) != meta["labels"].get(
+                    RANK
+                )
+                if labels["trialkeeper.dev/trial"] == trial and not ranks and not self.rivals:
                     self.violations.append(f"{meta['name']} started while {other.pod['metadata']['name']} was alive")
         self.started.append((meta["name"], run.uid))
         told = {e["name"]: e.get("value", "") for e in run.pod["spec"]["containers"][0]["env"]}
         self.mtbf.append(float(told[contract.ENV_MTBF_SECONDS]))
         try:
-            code, message = await self._train(run, trial, attempt)
+            train = self._follow if int(meta["labels"].get(RANK, "0")) else self._train
+            code, message = await train(run, trial, attempt)
         finally:
             run.alive = False
         if code is not None and not run.zombie:
@@ -206,6 +212,8 @@ class Node:
         started = self._now() + script.start
         if await self._wait(run, script.start):
             return 137, None
+        if not await self._gathered(run):
+            return 137, None
         base = prefix.visible()
         if prefix.fork is not None and not prefix.claims and base == START:
             self.violations.append(f"{prefix.name} is forked at {prefix.fork}, which is not there")
@@ -232,6 +240,43 @@ class Node:
             checkpoint=CheckpointRef(wrote, iteration, key, started) if iteration else None,
         )
         return await self._iterate(run, script, prefix, trial, message)
+
+    def _ranks(self, run: Running) -> dict[int, Running]:
+        """The pods of this one's attempt that are alive, by rank, this one included."""
+        mine = run.pod["metadata"]["labels"]
+        group = [("trialkeeper.dev/trial", mine["trialkeeper.dev/trial"]), (ATTEMPT, mine[ATTEMPT])]
+        found = {}
+        for other in self.running.values():
+            labels = other.pod["metadata"]["labels"]
+            if all(labels[name] == value for name, value in group) and (
+                (other.alive and not other.zombie) or other is run
+            ):
+                found[int(labels.get(RANK, "0"))] = other
+        return found
+
+    async def _gathered(self, run: Running) -> bool:
+        """Wait for the other ranks, as collectives do; False if this one is ended meanwhile."""
+        while not self._whole(run):
+            if await self._wait(run, 1.0):
+                return False
+        return True
+
+    async def _follow(self, run: Running, trial: str, attempt: int) -> tuple[int | None, Message | None]:
+        """Another rank: it lives as long as rank 0 does, and has it save and leave when it is asked to go."""
+        leave, prefix = False, self._prefix(run)
+        began = False
+        while True:
+            order = await self._wait(run, 1.0)
+            if order == "kill":
+                return 137, None
+            first = self._ranks(run).get(0)
+            if order == "term" and not leave:
+                leave = True
+                if first is not None:
+                    first.order.put_nowait("term")
+            began = began or first is not None
+            if first is None and (began or leave):
+                return (0 if attempt in prefix.complete else 143 if leave else 75), None
 
     def _prefix(self, run: Running) -> Prefix:
         """The pod's part of the store, as its environment says."""
@@ -269,6 +314,8 @@ class Node:
                 if order == "kill" or not script.obeys_sigterm:
                     order = order if order == "kill" else await self._wait(run, 1e6)
                     return 137, message
+            if not self._whole(run):
+                return 1, _with(message, end=contract.END_ERROR, reason="Exception", text=BROKEN)
             message = self._report(run, script, prefix, message, iteration)
             reports, what = script.mishaps.get(attempt, (0, ""))
             if what and not acted and iteration - first >= reports:
@@ -288,6 +335,11 @@ class Node:
                 self._hear("default", trial, message)
         prefix.complete.add(attempt)
         return 0, _with(message, end=contract.END_COMPLETE, time=self._now())
+
+    def _whole(self, run: Running) -> bool:
+        """Whether all ranks of a pod's attempt are alive."""
+        told = {e["name"]: e.get("value", "") for e in run.pod["spec"]["containers"][0]["env"]}
+        return len(self._ranks(run)) >= int(told.get("WORLD_SIZE", "1"))
 
     async def _act(self, run: Running, what: str) -> bool:
         """Do what happens to a trainer while it runs on; False if that is how it ends."""

@@ -115,8 +115,17 @@ def settling(ending: Ending, now: float) -> float:
     need not be deleted. A disruption needs no other reason. A time that is ahead is another clock's.
     """
     known = ending.class_ in DISRUPTED and ending.reason != "Rescheduled"
-    left = seconds(ending.time) + SETTLING - now if ending.time and not known else 0.0
+    ended_at = None if known else _moment(ending)
+    left = ended_at + SETTLING - now if ended_at is not None else 0.0
     return left if 0 < left <= SETTLING else 0.0
+
+
+def _moment(ending: Ending) -> float | None:
+    """When it was, None if nobody says, or what is said is no time."""
+    try:
+        return seconds((ending.time or "")[:40])
+    except (ValueError, OverflowError):
+        return None
 
 
 def record(ending: Ending) -> RankEnding:
@@ -128,7 +137,7 @@ def record(ending: Ending) -> RankEnding:
         message=ending.message,
         exit_code=ending.exit_code,
         node=ending.node,
-        time=ending.time,
+        time=ending.time if _moment(ending) is not None else None,
     )
 
 
