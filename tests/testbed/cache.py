@@ -66,8 +66,11 @@ def locked_one_of(names: Iterable[str]) -> Iterator[str]:
 
 def forget(pattern: str, *, keep: int) -> None:
     """Throw away the cache's folders of a kind, except for those that were used last."""
-    folders = [folder for folder in home().glob(pattern) if folder.suffix != HALF]
-    for folder in sorted(folders, key=lambda f: f.stat().st_mtime, reverse=True)[keep:]:
+    used = []
+    for folder in home().glob(pattern):
+        with contextlib.suppress(FileNotFoundError):  # somebody else forgets the same ones
+            used.append((folder.stat().st_mtime, folder))
+    for _, folder in sorted(u for u in used if u[1].suffix != HALF)[: -keep or None]:
         throw_away(folder)
 
 

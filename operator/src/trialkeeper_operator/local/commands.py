@@ -135,26 +135,46 @@ def _run(file: Path, folder: Path, sets: list[str], preempt: int, gpus: str | No
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--kills", type=click.IntRange(min=1, max=20), default=4, help="How often the trainer is killed.")
+@click.option("--kills", type=click.IntRange(min=1, max=20), help="How often the trainer is killed: 4, in a cluster 2.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="The seed of the kills.")
 @click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Change a field: --set spec.maxTrials=4.")
-def drill(file: Path, kills: int, seed: int, sets: tuple[str, ...]) -> None:
+@click.option("--cluster", is_flag=True, help="In the cluster of kubectl's context, with real pods.")
+@click.option("-n", "--namespace", help="With --cluster: the namespace, instead of the file's or the context's.")
+@click.option("--keep", is_flag=True, help="With --cluster: do not delete what the drill has made.")
+def drill(
+    file: Path, kills: int | None, seed: int, sets: tuple[str, ...], cluster: bool, namespace: str | None, keep: bool
+) -> None:
     """Kill the trainer of FILE a few times and say whether it resumes.
 
     One trial is run twice, once in peace and once with kills, half of them with notice (SIGTERM) and half
-    without (SIGKILL); then the results of the two are compared.
+    without (SIGKILL); then the results of the two are compared. In a cluster it is run as two Experiments of
+    derived names, whose pods are deleted, with notice and by force; afterwards they are deleted with their checkpoints.
     """
+    if (namespace or keep) and not cluster:
+        raise click.UsageError("--namespace and --keep are for --cluster")
+    sys.exit(_drill(file, kills, seed, list(sets), (namespace, keep) if cluster else None))
+
+
+def _drill(file: Path, kills: int | None, seed: int, sets: list[str], cluster: tuple[str | None, bool] | None) -> int:
     from trialkeeper_operator.api.validate import InvalidObject
+    from trialkeeper_operator.local import remote_drill
     from trialkeeper_operator.local.drill import DrillInterrupted, carry_out
 
     try:
-        raw, manifest = _checked(file, list(sets))
+        raw, manifest = _checked(file, sets)
+        if cluster is None:
+            verdict = asyncio.run(carry_out(raw, manifest.folder, kills or 4, seed, click.echo))
+        else:
+            namespace, keep = cluster
+            times = min(kills or 2, remote_drill.KILLS)
+            verdict = remote_drill.carry_out(raw, namespace, times, seed, click.echo, keep=keep)
     except InvalidObject as invalid:
-        sys.exit(_complain(file, list(invalid.problems)))
-    try:
-        verdict = asyncio.run(carry_out(raw, manifest.folder, kills, seed, click.echo))
+        return _complain(file, list(invalid.problems))
     except DrillInterrupted as interrupted:
         click.echo(f"trialkeeper: {interrupted}", err=True)
-        sys.exit(INTERRUPTED)
+        return INTERRUPTED
+    except remote_drill.Refused as refusal:
+        click.echo(f"trialkeeper: {refusal}", err=True)
+        return BAD_INPUT
     click.echo(verdict.sentence)
-    sys.exit(OK if verdict.resumes else FAILED)
+    return OK if verdict.resumes else FAILED

@@ -135,7 +135,8 @@ def judge(
 ) -> Verdict:
     """What the disturbed run says beside the peaceful one.
 
-    `rows` are their visible histories, the peaceful one's first; `savers` the attempts that have left a checkpoint.
+    `rows` are their visible histories, the peaceful one's first, or what is known of them; `savers` the attempts that
+    have left a checkpoint.
     """
     attempts, resumed = killed["attempts"], killed["attempts"][1:]
     if not resumed:
@@ -150,15 +151,19 @@ def judge(
     expected, found = rows
     both = [i for i in sorted(expected) if metric in expected[i] and metric in found.get(i, {})]
     first = next((i for i in both if not _equal(found[i][metric], expected[i][metric])), 0)
-    if first and first == resumed[0]["fromIteration"] + 1 and _equal(found[first][metric], expected[1].get(metric)):
+    if (
+        first
+        and first == (resumed[0]["fromIteration"] or 0) + 1
+        and _equal(found[first][metric], expected.get(1, {}).get(metric))
+    ):
         return Verdict(
             False,
             "your trainer gets its checkpoint and starts over all the same: load it, and go on after its iteration",
         )
-    if len(expected) != len(found):
+    if (came := max(found, default=0)) != (to := max(expected, default=0)):
         return Verdict(
             False,
-            f"your trainer resumes, but comes to {len(found)} iterations instead of {len(expected)}: "
+            f"your trainer resumes, but comes to {came} iterations instead of {to}: "
             "go on after the checkpoint's iteration instead of counting anew",
         )
     again = killed["lostWork"]["iterations"]

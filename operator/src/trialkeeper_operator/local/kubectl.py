@@ -71,22 +71,51 @@ def patch(kind: str, name: str, namespace: str, change: Object) -> Object:
     return _answer("patch", kind, namespace, "--type=merge", f"--patch={json.dumps(change)}", "--", name)
 
 
+def create(obj: Object, namespace: str | None) -> Object:
+    """Make an object; as it is then.
+
+    :raises NoKubectl: if there is none here.
+    :raises Refusal: if there is one of that name, no right to make one, or it is refused.
+    """
+    return _object(["create", "--filename=-", "-o", "json", *_where(namespace)], stdin=json.dumps(obj))
+
+
+def delete(kind: str, name: str, namespace: str | None, *more: str) -> None:
+    """Delete an object, and do not wait until it is gone.
+
+    :raises NoKubectl: if there is none here.
+    :raises Refusal: if there is no such object, or no right to delete it.
+    """
+    _said(["delete", kind, "--wait=false", *_where(namespace), *more, "--", name])
+
+
+def _where(namespace: str | None) -> list[str]:
+    return [] if namespace is None else [f"--namespace={namespace}"]
+
+
 def _answer(verb: str, kind: str, namespace: str | None, *more: str) -> Object:
-    where = [] if namespace is None else [f"--namespace={namespace}"]
-    command = [_program(), verb, kind, "-o", "json", *where, *more]
+    return _object([verb, kind, "-o", "json", *_where(namespace), *more])
+
+
+def _object(arguments: list[str], stdin: str | None = None) -> Object:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        raise Refusal(f"kubectl has not answered within {SECONDS:g} s") from None
-    if done.returncode != 0:
-        raise Refusal(done.stderr.strip()[:500])
-    try:
-        found = json.loads(done.stdout)
+        found = json.loads(_said(arguments, stdin))
     except ValueError as broken:
         raise Refusal(f"kubectl did not answer with an object: {broken}") from broken
     if not isinstance(found, dict):
         raise Refusal("kubectl did not answer with an object")
     return found
+
+
+def _said(arguments: list[str], stdin: str | None = None) -> str:
+    command = [_program(), *arguments]
+    try:
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise Refusal(f"kubectl has not answered within {SECONDS:g} s") from None
+    if done.returncode != 0:
+        raise Refusal(done.stderr.strip()[:500])
+    return done.stdout
 
 
 class Forward:
