@@ -60,6 +60,7 @@ class Scene:
     pod: Object = field(default_factory=dict)
     timeouts: Object = field(default_factory=dict)
     ours: bool = False  # it is the operator that ends the pod
+    seen: Object = field(default_factory=dict)  # what else there is to see, as a document says it
     either: tuple[tuple[str, str], ...] = ()  # what it may come to otherwise, so that nothing is recorded
 
     def experiment(self, name: str) -> Object:
@@ -224,7 +225,8 @@ class Theatre:
                 expect = {"class": scene.ending[0], "reason": scene.ending[1], "sentence": scene.sentence}
                 experiment = {"timeouts": scene.timeouts}
                 seen = self._seen()[f"{name}-0-a1"]
-                documents.append(recorded(scene.row, name, expect, seen, ours=scene.ours, experiment=experiment))
+                document = recorded(scene.row, name, expect, seen, ours=scene.ours, experiment=experiment)
+                documents.append(document | scene.seen)
         return documents, wrong
 
 
@@ -258,17 +260,26 @@ def test_a_real_kubelets_endings_are_those_of_the_table(theatre: Theatre) -> Non
     compare(*theatre.end(SCENES))
 
 
+GIB = 1 << 30
+
+
 @contextmanager
-def low_on_memory(installed: Installed, node: str) -> Iterator[None]:
-    """A node whose kubelet wants more memory free than there is; all of it, and it would refuse to start."""
-    hard = {"memory.available": "98%", "nodefs.available": "1%", "imagefs.available": "1%"}
+def wanting_memory(installed: Installed, node: str, threshold: str) -> Iterator[None]:
+    """A node whose kubelet evicts when less memory is free, and says so for a while after."""
+    hard = {"memory.available": threshold, "nodefs.available": "1%", "imagefs.available": "1%"}
     kubelet = installed.hosts.node(node)
-    kubelet.restart_kubelet(evictionHard=hard, evictionPressureTransitionPeriod="1s")
+    kubelet.restart_kubelet(evictionHard=hard, evictionPressureTransitionPeriod="60s")
     try:
         yield
     finally:
         kubelet.restart_kubelet()
         installed.await_nodes()
+
+
+def free_memory(installed: Installed, node: str) -> int:
+    """Bytes, as the node's kubelet counts them."""
+    summary = json.loads(installed.kubectl("get", "--raw", f"/api/v1/nodes/{node}/proxy/stats/summary"))
+    return int(summary["node"]["memory"]["availableBytes"])
 
 
 @pytest.mark.timeout(500)
@@ -283,8 +294,13 @@ def test_what_nodes_do_to_pods_is_that_of_the_table(installed: Installed, theatr
         "no-cpu": Scene(21, ("Infrastructure", "OutOfcpu"), "rejected", container=HUGE, pod={"nodeName": node}),
         "no-label": Scene(21, ("Infrastructure", "NodeAffinity"), "rejected", pod=on("elsewhere", nodeName=node)),
     }
-    pressed = Scene(17, ("Preempted", "TerminationByKubelet"), "low on resource: memory", sleeps, pod=on(node))
-    refused = Scene(21, ("Infrastructure", "Evicted"), "had condition: .MemoryPressure", pod={"nodeName": node})
+    takes = {"command": ["python", "-c", "x = bytearray(b'x') * (4 << 30); import time; time.sleep(3600)"]}
+    pressed = Scene(17, ("Preempted", "TerminationByKubelet"), "low on resource: memory", container=takes, pod=on(node))
+    refusal = (21, ("Infrastructure", "Evicted"), "had condition: .MemoryPressure")
+    refused, readmitted = Scene(*refusal, pod={"nodeName": node}), Scene(*refusal, sleeps, pod=on(node))
+    silent = Scene(
+        23, ("Lost", "NodeLost"), "does not answer", sleeps, pod=on(node), seen={"silent": True, "gone": False}
+    )
     orphan = Scene(24, ("Preempted", "DeletionByPodGC"), "the pod's node is gone", sleeps, pod=on(node))
 
     theatre.play({"drained": drained, **rejected})
@@ -295,16 +311,25 @@ def test_what_nodes_do_to_pods_is_that_of_the_table(installed: Installed, theatr
     theatre.running("tainted")
     with installed.tainted(node, "test/spot=gone:NoExecute"):
         found.append(theatre.end({"tainted": tainted}))
-    theatre.play({"pressed": pressed})
-    theatre.running("pressed")
-    with low_on_memory(installed, node):
+    with wanting_memory(installed, node, str(free_memory(installed, node) - 2 * GIB)):
+        theatre.play({"pressed": pressed})
         found.append(theatre.end({"pressed": pressed}))
         theatre.play({"pressure": refused})
         found.append(theatre.end({"pressure": refused}))
-    theatre.play({"orphan": orphan})
-    theatre.running("orphan")
+    theatre.play({"readmitted": readmitted})
+    theatre.running("readmitted")
+    with wanting_memory(installed, node, "98%"):
+        found.append(theatre.end({"readmitted": readmitted}))
     host = installed.hosts.node(node)
     try:
+        theatre.play({"silent": silent})
+        theatre.running("silent")
+        host.stop_kubelet()
+        found.append(theatre.end({"silent": silent}))
+        host.start()
+        installed.await_nodes()
+        theatre.play({"orphan": orphan})
+        theatre.running("orphan")
         host.stop_kubelet()
         installed.kubectl("delete", "node", node)
         found.append(theatre.end({"orphan": orphan}))

@@ -17,6 +17,7 @@ from trialkeeper_operator.decide.scratch import at, size_of
 
 Pod = Mapping[str, Any]
 
+_REJECTION = "Pod was rejected"  # the kubelet's words for whatever it does not admit
 _DISRUPTION_CONDITIONS = ("DisruptionTarget", "TerminationTarget")
 
 
@@ -69,8 +70,13 @@ class Evidence:
 
     @property
     def rejected(self) -> bool:
-        """Whether the pod has failed before any of its containers began: only a kubelet's admission does that."""
-        return self.phase == "Failed" and self.exit_code is None and not self._begun
+        """Whether a kubelet has refused to admit the pod: before any of its containers began, as a rule.
+
+        A kubelet that is restarted admits anew what it runs, and ends what it refuses then.
+        """
+        if self.phase != "Failed":
+            return False
+        return self.message.startswith(_REJECTION) or (self.exit_code is None and not self._begun)
 
     @property
     def _begun(self) -> bool:
