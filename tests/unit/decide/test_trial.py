@@ -135,7 +135,7 @@ def test_an_intent_is_recorded_before_the_pod_is_deleted(
     assert found.status is not None
     assert found.status.intent is not None
     assert (found.status.intent.action, found.status.intent.reason) == (action, reason)
-    assert found.actions == (DeletePod("exp-0-a1", "pod-1"),)
+    assert found.actions == (DeletePod("exp-0-a1", "pod-1", version="9"),)
 
 
 def test_a_paused_trial_rests_and_goes_on_when_it_may() -> None:

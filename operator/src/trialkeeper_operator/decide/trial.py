@@ -75,11 +75,16 @@ class DeleteService:
 
 @dataclass(frozen=True)
 class DeletePod:
-    """Delete this very pod (uid); `grace` None leaves it the grace that it has."""
+    """Delete this very pod (uid); `grace` None leaves it the grace that it has.
+
+    `version`: the pod as it was judged by. One that has changed since may have ended by itself, and its last words
+    would go with it; None where they are not wanted any more.
+    """
 
     name: str
     uid: str
     grace: int | None = None
+    version: str | None = None
 
 
 @dataclass(frozen=True)
@@ -293,7 +298,9 @@ def _dissolved(view: View, status: TrialStatus, ending: Ending, left: Sequence[g
 
 
 def _delete(ranks: Iterable[group.Rank]) -> tuple[Action, ...]:
-    return tuple(DeletePod(rank.name, rank.uid) for rank in ranks if rank.pod is not None and not rank.leaving)
+    """End these pods, as they were judged by."""
+    pods = [(rank, rank.pod["metadata"]) for rank in ranks if rank.pod is not None and not rank.leaving]
+    return tuple(DeletePod(rank.name, rank.uid, version=meta.get("resourceVersion")) for rank, meta in pods)
 
 
 def leaving(view: View) -> list[Object]:

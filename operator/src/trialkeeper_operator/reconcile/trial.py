@@ -61,6 +61,8 @@ async def reconcile(world: World, name: Name) -> Outcome:
         await world.look(names.TRIAL, name)
         if world.cache.trial(name) != view.trial:
             return 0.0
+    if await _changed(world, view.trial, plan):
+        return 0.0
     try:
         wait = await _store(world, name, view.trial, plan)
     except Conflict:
@@ -130,6 +132,19 @@ async def _lost(world: World, node: str) -> bool:
         return True
     conditions = (found.get("status") or {}).get("conditions") or ()
     return any(c.get("type") == "Ready" and c.get("status") == "Unknown" for c in conditions)
+
+
+async def _changed(world: World, trial: Trial, plan: Plan) -> bool:
+    """Whether a live read of a pod that is to be ended has brought news: what has ended is judged, not deleted.
+
+    It comes before our intent is stored, since that explains whatever is seen of the pod later.
+    """
+    for action in plan.actions:
+        if isinstance(action, DeletePod) and action.version is not None and action.uid not in world.deleted:
+            found = await world.look(names.POD, (trial.namespace, action.name))
+            if found is None or found["metadata"].get("resourceVersion") != action.version:
+                return True
+    return False
 
 
 async def _confirmed(world: World, name: Name, view: View, doubtful: Collection[str]) -> View | None:
