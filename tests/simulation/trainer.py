@@ -241,7 +241,7 @@ class Node:
         )
         return await self._iterate(run, script, prefix, trial, message)
 
-    def _ranks(self, run: Running) -> dict[int, Running]:
+    def ranks(self, run: Running) -> dict[int, Running]:
         """The pods of this one's attempt that are alive, by rank, this one included."""
         mine = run.pod["metadata"]["labels"]
         group = [("trialkeeper.dev/trial", mine["trialkeeper.dev/trial"]), (ATTEMPT, mine[ATTEMPT])]
@@ -269,7 +269,7 @@ class Node:
             order = await self._wait(run, 1.0)
             if order == "kill":
                 return 137, None
-            first = self._ranks(run).get(0)
+            first = self.ranks(run).get(0)
             if order == "term" and not leave:
                 leave = True
                 if first is not None:
@@ -339,7 +339,7 @@ class Node:
     def _whole(self, run: Running) -> bool:
         """Whether all ranks of a pod's attempt are alive."""
         told = {e["name"]: e.get("value", "") for e in run.pod["spec"]["containers"][0]["env"]}
-        return len(self._ranks(run)) >= int(told.get("WORLD_SIZE", "1"))
+        return len(self.ranks(run)) >= int(told.get("WORLD_SIZE", "1"))
 
     async def _act(self, run: Running, what: str) -> bool:
         """Do what happens to a trainer while it runs on; False if that is how it ends."""

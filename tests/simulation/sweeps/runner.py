@@ -8,6 +8,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 from builders import NOW, experiment
@@ -118,6 +119,7 @@ class Life:
     writes: int = 0
     events: int = 0  # that the watch had to tell
     pods: list[Object] = field(default_factory=list)
+    services: list[Object] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         numbers = itertools.count(1)
@@ -136,6 +138,9 @@ class Life:
             "stop": self._stop,
             "restore": self._restore,
             "delete the experiment": self._delete,
+            "evict another": partial(self._another, "evict"),
+            "kill another": partial(self._another, "kill"),
+            "force another": partial(self._another, "force"),
         }
         self.lineage, self.watcher = Lineage(), Watcher(self._elapsed)
         self.node.predecessors, self.watcher.pending = self.lineage.predecessors, self.plot.deletions
@@ -187,6 +192,10 @@ class Life:
     async def _unseen_death(self, run: Running) -> None:
         await self._alone(run)
         await self.node.hit(run, "vanish")
+
+    async def _another(self, how: str, run: Running) -> None:
+        """What happens to rank 1 of an attempt of several pods."""
+        await self.node.hit(self.node.ranks(run)[1], how)
 
     async def _alone(self, run: Running) -> None:
         self.watcher.note(f"nobody is there for {OUTAGE:g} s")
@@ -306,6 +315,7 @@ class Life:
         await asyncio.sleep(LINGER)
         self.trials = sorted([t async for t in self.memory.list(names.TRIAL)], key=lambda t: t["spec"]["index"])
         self.pods = [p async for p in self.memory.list(names.POD)]
+        self.services = [s async for s in self.memory.list(names.SERVICE)]
         self.experiment = await self.memory.get(names.EXPERIMENT, "default", "exp") or {}
         self.snapshot = await self.memory.get(names.CONFIG_MAP, "default", "exp-snapshot")
         self.events = len(self.history)
@@ -316,6 +326,7 @@ class Life:
         conditions = (self.experiment.get("status") or {}).get("conditions", ())
         verdict = next((c["reason"] for c in conditions if c["type"] == names.SUCCEEDED), "")
         left = [p["metadata"]["name"] for p in self.pods if not self._may_stay(p)]
+        left += [f"Service {s['metadata']['name']}" for s in self.services]
         return End(verdict, tuple(map(_end_of, self.trials)), tuple(left))
 
     def _may_stay(self, pod: Object) -> bool:
@@ -323,7 +334,7 @@ class Life:
         if pod["spec"].get("nodeName") in self.node.silent:
             return "deletionTimestamp" in pod["metadata"]
         failed = [f"{t['metadata']['name']}-a{t['status']['closed']}" for t in self.trials if _phase(t) == "Failed"]
-        return evidence.ended(pod, "trainer") and pod["metadata"]["name"] in failed
+        return evidence.ended(pod, "trainer") and pod["metadata"]["name"].partition("-r")[0] in failed
 
 
 def _phase(trial: Object) -> str:
@@ -380,7 +391,7 @@ def wrong(life: Life, model: Life | None = None) -> list[str]:
     lines = [] if life.plot.gone else judge(life)
     end = life.end()
     if end.left:
-        lines.append(f"pods are left: {end.left}")
+        lines.append(f"left over: {end.left}")
     if life.plot.gone:
         there = [*life.trials, *life.pods] + ([life.experiment] if life.experiment else [])
         return [*lines, *(f"{obj['kind']} {obj['metadata']['name']} is left" for obj in there)]

@@ -125,5 +125,15 @@ SCENARIOS: dict[str, Scenario] = {
         deletions=1,
         loose=("closed", "classes", "failures", "disruptions", "lost"),
     ),
+    "two pods each": Scenario(
+        (
+            _script(10, a1=(1, "evict another"), a2=(1, "exit"), a3=(1, "force another")),
+            _impolite(a1=(2, "kill another"), a2=(0, "evict")),
+            _script(a1=(1, "user error")),
+        ),
+        ("Preempted Failed Preempted Succeeded", "Infrastructure Preempted Succeeded", "UserError"),
+        spec={"nodes": 2},
+        loose=("lost",),
+    ),
     "deleted": Scenario((LONG, _script(a1=(1, "delete the experiment"))), gone=True),
 }

@@ -297,10 +297,10 @@ def _dissolved(view: View, status: TrialStatus, ending: Ending, left: Sequence[g
     return Plan(_observed(view, status), _delete(left), after=LEAVING)
 
 
-def _delete(ranks: Iterable[group.Rank], *, seen: bool = False) -> tuple[Action, ...]:
-    """Delete those that are there; `seen`: only as they were judged by."""
-    pods = ((rank, rank.pod["metadata"]) for rank in ranks if rank.pod is not None and not rank.leaving)
-    return tuple(DeletePod(r.name, r.uid, version=m.get("resourceVersion") if seen else None) for r, m in pods)
+def _delete(ranks: Iterable[group.Rank]) -> tuple[Action, ...]:
+    """End these pods, as they were judged by."""
+    pods = [(rank, rank.pod["metadata"]) for rank in ranks if rank.pod is not None and not rank.leaving]
+    return tuple(DeletePod(rank.name, rank.uid, version=meta.get("resourceVersion")) for rank, meta in pods)
 
 
 def leaving(view: View) -> list[Object]:
@@ -381,7 +381,7 @@ def _watch(view: View, status: TrialStatus, ranks: Sequence[group.Rank], now: fl
     if intent is None:
         return Plan(_observed(view, _held(status, alive, now)), after=_sooner(after, bodies))
     status = status.model_copy(update={"intent": intent})
-    return Plan(_observed(view, status), _delete(alive, seen=True), after=_sooner(None, bodies))
+    return Plan(_observed(view, status), _delete(alive), after=_sooner(None, bodies))
 
 
 def _watched(view: View, status: TrialStatus, alive: Sequence[Object], now: float) -> watchdogs.Watch:

@@ -28,15 +28,15 @@ async def ensure(world: World, experiment: Experiment, trial: Trial, body: Objec
         found = stored
     except QuotaExceeded as full:
         return Waiting(waiting.QUOTA, f"the namespace's quota has no room for the trial's Service: {full}"[:1024])
-    known = world.services.get(experiment.uid)
-    if known is not None:
-        known[trial.name] = found["metadata"]["uid"]
+    world.services.setdefault(experiment.uid, {})[trial.name] = found["metadata"]["uid"]
     return None
 
 
 async def remove(world: World, experiment: Experiment, trial: str) -> None:
     """Delete a trial's Service if there is one."""
-    uid = (await _known(world, experiment)).get(trial)
+    if experiment.uid not in world.services_listed:
+        await _list(world, experiment)
+    uid = world.services[experiment.uid].get(trial)
     if uid is None:
         return
     try:
@@ -46,13 +46,12 @@ async def remove(world: World, experiment: Experiment, trial: str) -> None:
     world.services[experiment.uid].pop(trial, None)
 
 
-async def _known(world: World, experiment: Experiment) -> dict[str, str]:
-    """The uids of the experiment's Services by trial."""
-    if experiment.uid not in world.services:
-        labels = {names.LABEL_MANAGED_BY: names.MANAGED_BY, names.LABEL_EXPERIMENT: experiment.name}
-        ours = {trial.uid for trial in world.cache.trials_of(experiment)}
-        listed = [s async for s in world.cluster.list(names.SERVICE, experiment.namespace, labels)]
-        world.services[experiment.uid] = {
-            s["metadata"]["name"]: s["metadata"]["uid"] for s in listed if owner_uid(s) in ours
-        }
-    return world.services[experiment.uid]
+async def _list(world: World, experiment: Experiment) -> None:
+    """Learn of the experiment's Services from before this operator; what has been made meanwhile is known."""
+    labels = {names.LABEL_MANAGED_BY: names.MANAGED_BY, names.LABEL_EXPERIMENT: experiment.name}
+    listed = [s async for s in world.cluster.list(names.SERVICE, experiment.namespace, labels)]
+    ours, known = {t.uid for t in world.cache.trials_of(experiment)}, world.services.setdefault(experiment.uid, {})
+    for found in listed:
+        if owner_uid(found) in ours:
+            known.setdefault(found["metadata"]["name"], found["metadata"]["uid"])
+    world.services_listed.add(experiment.uid)

@@ -135,7 +135,7 @@ async def _lost(world: World, node: str) -> bool:
 
 
 async def _changed(world: World, trial: Trial, plan: Plan) -> bool:
-    """Whether a live read of the pod that is to be ended has brought news: what has ended is judged, not deleted.
+    """Whether a live read of a pod that is to be ended has brought news: what has ended is judged, not deleted.
 
     It comes before our intent is stored, since that explains whatever is seen of the pod later.
     """
