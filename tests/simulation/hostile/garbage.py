@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 Path = tuple[str | int, ...]
@@ -23,6 +23,7 @@ def examples(few: int) -> settings:
     return settings(
         max_examples=many,
         deadline=None,
+        phases=(Phase.explicit, Phase.generate, Phase.shrink),
         derandomize=many == few,  # CI tells the same stories each time, and a search of hours does not
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )

@@ -67,7 +67,7 @@ class Neighbours:
         await asyncio.sleep(10.0)
         words = Message(**{**WORDS.__dict__, "attempt": int(meta["labels"][names.LABEL_ATTEMPT])})
         ended = {"exitCode": 0, "reason": "Completed", "message": words.encode()}
-        containers = [{"name": "trainer", "state": {"terminated": ended}}]
+        containers = [{"name": c["name"], "state": {"terminated": ended}} for c in pod["spec"]["containers"]]
         await self._says(meta["name"], {"phase": "Succeeded", "containerStatuses": containers})
 
     async def _gone(self, pod: Object) -> None:

@@ -120,15 +120,12 @@ class Life:
     events: int = 0  # that the watch had to tell
     pods: list[Object] = field(default_factory=list)
     services: list[Object] = field(default_factory=list)
+    sweep = SWEEP
+    linger = LINGER
 
     def __post_init__(self) -> None:
-        numbers = itertools.count(1)
         self.history = History()
-        self.memory = Memory(
-            now=self.now, ids=lambda: f"{next(numbers):08d}-uid", admit=admission(), commit=self.history.committed
-        )
-        self.node = Node(self.memory, random.Random(1), self._script, self._hear, self.now)
-        self.node.where = lambda pod: f"node-of-{pod['metadata']['name']}"
+        self.memory, self.node = self.world()
         self.node.rivals = self.trouble.leaders > 1
         self.node.acts = {
             "unseen": self._unseen,
@@ -150,6 +147,16 @@ class Life:
         self._away = asyncio.Event()
         self._back = 0.0
         self._tasks: asyncio.TaskGroup | None = None
+
+    def world(self) -> tuple[Memory, Node]:
+        """What it is told in."""
+        numbers = itertools.count(1)
+        memory = Memory(
+            now=self.now, ids=lambda: f"{next(numbers):08d}-uid", admit=admission(), commit=self.history.committed
+        )
+        node = Node(memory, random.Random(1), self._script, self._hear, self.now)
+        node.where = lambda pod: f"node-of-{pod['metadata']['name']}"
+        return memory, node
 
     @property
     def carried(self) -> dict[str, int]:
@@ -214,7 +221,7 @@ class Life:
         await self._desire(name, "Pause")
 
         async def later() -> None:
-            await asyncio.sleep(2 * SWEEP)
+            await asyncio.sleep(2 * self.sweep)
             await self._desire(name, "Run")
 
         assert self._tasks is not None
@@ -267,7 +274,7 @@ class Life:
                 FaultyCluster(self.trouble.cluster(self.cluster), self._decide),
                 self.trouble.source(self.history, life),
                 now=lambda: self.now() + self.trouble.ahead(),
-                sweep_interval=SWEEP,
+                sweep_interval=self.sweep,
                 site=Site() if self.plot.site else None,
             )
             self._operators.append(operator)
@@ -312,7 +319,7 @@ class Life:
                 self._tasks.create_task(self._cut())
 
     async def _cut(self) -> None:
-        await asyncio.sleep(LINGER)
+        await asyncio.sleep(self.linger)
         self.trials = sorted([t async for t in self.memory.list(names.TRIAL)], key=lambda t: t["spec"]["index"])
         self.pods = [p async for p in self.memory.list(names.POD)]
         self.services = [s async for s in self.memory.list(names.SERVICE)]

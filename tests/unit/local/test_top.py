@@ -49,16 +49,16 @@ def trials() -> list[dict[str, Any]]:
     }
     return [
         trial(phase="Running", checkpoint=saved, **running),
-        trial("exp-1", index=1, phase="Succeeded", reason="Com\x1b[2Jpleted", attempt=1, iteration=9, metrics=loss),
+        trial("exp-1", index=1, phase="Succeeded", reason="Do\x1b[2Jne", attempt=1, iteration=9, metrics=loss),
     ]
 
 
 def test_trials_and_the_sums_below_them() -> None:
     said = plain(of_trials(Experiment.from_object(of()), [Trial.from_object(t) for t in trials()], left_out=7))
     assert said.splitlines() == [
-        "trial  phase      attempt  iteration  best  checkpoint  disruptions  lost work     goodput  reason",
-        "exp-0  Running    3        42         -     at 40       2            3 it, 20.0 s  81.2%",
-        "exp-1  Succeeded  1        9          0.25  -           0            -             -        Com?[2Jpleted",
+        "trial  phase      attempts  iteration  objective  checkpoint  disruptions  lost          goodput  reason",
+        "exp-0  Running    3         42         -          at 40       2            3 it, 20.0 s  81.2%",
+        "exp-1  Succeeded  1         9          0.25       -           0            -             -        Do?[2Jne",
         "",
         "exp: Running; 1 Running, 1 Succeeded",
         "and 7 trials more, which are over",
@@ -78,7 +78,7 @@ def test_all_experiments_of_a_namespace() -> None:
     verdict = {"type": "Succeeded", "status": "True", "reason": "TargetReached", "lastTransitionTime": "t"}
     over = Experiment.from_object(of(phase="Succeeded", conditions=[verdict]))
     assert plain(of_experiments([over])).splitlines() == [
-        "experiment  phase      over  of  best  disruptions  lost work     goodput  reason",
+        "experiment  phase      over  of  best  disruptions  lost          goodput  reason",
         "exp         Succeeded  1     2   0.25  2            3 it, 20.0 s  80.0%    TargetReached",
     ]
     assert "there is no Experiment here" in plain(of_experiments([]))

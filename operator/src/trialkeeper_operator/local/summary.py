@@ -127,7 +127,6 @@ HEAD = ("trial", "phase", "attempts", "iteration", "objective", "checkpoint", "d
 def row(experiment: Experiment, trial: Trial) -> tuple[str, ...]:
     """One trial's row below HEAD."""
     status, number = trial.status, value(experiment.spec.objectives[0], trial.status)
-    lost = status.lost_work
     return (
         trial.name,
         status.phase,
@@ -136,11 +135,15 @@ def row(experiment: Experiment, trial: Trial) -> tuple[str, ...]:
         "-" if number is None else f"{number:.5g}",
         f"at {status.checkpoint.iteration}" if status.checkpoint else "-",
         str(status.disruptions),
-        f"{lost.iterations} it, {lost.seconds + lost.restart_seconds:.1f} s"
-        if status.attempt > 1 or lost.iterations
-        else "-",
-        status.reason if status.phase not in ("Running", "Pending") else "",
+        lost(status.lost_work),
+        printable(status.reason) if status.phase not in ("Running", "Pending") else "",
     )
+
+
+def lost(work: LostWork) -> str:
+    """Iterations that were run again, and seconds of that and of restarts."""
+    spent = work.seconds + work.restart_seconds
+    return f"{work.iterations} it, {duration(spent)}" if work.iterations or spent else "-"
 
 
 def printable(text: str) -> str:
@@ -167,7 +170,7 @@ def _near(path: str | None, here: Path) -> str:
 def text(experiment: Experiment, trials: Sequence[Trial], said: dict[str, Any], here: Path) -> str:
     """The summary that a person reads at the end, in the folder `here`."""
     lines = ["", *table([HEAD, *(row(experiment, trial) for trial in trials)]), ""]
-    best, lost = said["best"], said["lostWork"]
+    best, again = said["best"], said["lostWork"]
     if best is not None:
         metric = experiment.spec.objectives[0].metric
         chosen = ", ".join(f"{name}={short(v)}" for name, v in best["parameters"].items())
@@ -177,8 +180,8 @@ def text(experiment: Experiment, trials: Sequence[Trial], said: dict[str, Any], 
     lines += [
         f"disruptions {survived} survived" + _asked(said),
         (
-            f"lost work   {lost['iterations']} iterations, {lost['seconds']:.1f} s of work run again, "
-            f"{lost['restartSeconds']:.1f} s of restarts"
+            f"lost work   {again['iterations']} iterations, {again['seconds']:.1f} s of work run again, "
+            f"{again['restartSeconds']:.1f} s of restarts"
         ),
         f"goodput     {said['goodput']:.1%} of the time was progress"
         if said["goodput"] is not None

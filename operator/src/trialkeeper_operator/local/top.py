@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from trialkeeper_operator.api.experiment import Experiment
-    from trialkeeper_operator.api.trial import LostWork, Trial
+    from trialkeeper_operator.api.trial import Trial
 
 INTERVAL = 2.0  # seconds between two looks
 MARGIN = 5  # rows of a terminal that the table leaves free
@@ -30,46 +30,22 @@ class Picture(NamedTuple):
     words: list[str]
 
 
-HEAD = ("trial", "phase", "attempt", "iteration", "best", "checkpoint", "disruptions", "lost work", "goodput", "reason")
-HEAD_OF_ALL = ("experiment", "phase", "over", "of", "best", "disruptions", "lost work", "goodput", "reason")
+HEAD_OF_ALL = ("experiment", "phase", "over", "of", "best", "disruptions", "lost", "goodput", "reason")
 
 
 def share(goodput: float | None) -> str:
     return "-" if goodput is None else f"{goodput:.1%}"
 
 
-def lost(work: LostWork) -> str:
-    """Iterations that were run again, and seconds of that and of restarts."""
-    from trialkeeper_operator.local.summary import duration
-
-    spent = work.seconds + work.restart_seconds
-    return f"{work.iterations} it, {duration(spent)}" if work.iterations or spent else "-"
-
-
 def of_trials(experiment: Experiment, trials: Sequence[Trial], left_out: int = 0) -> Picture:
     """An experiment's trials, and the sums below them."""
     from trialkeeper_operator.api import names
-    from trialkeeper_operator.decide.objective import value
-    from trialkeeper_operator.local.summary import printable, short
+    from trialkeeper_operator.local.summary import HEAD, lost, printable, row, short
 
     objective, rows = experiment.spec.objectives[0], []
     for trial in trials:
-        status = trial.status
-        number = value(objective, status)
-        rows.append(
-            (
-                trial.name,
-                status.phase,
-                str(status.attempt),
-                str(status.iteration),
-                "-" if number is None else f"{number:.5g}",
-                f"at {status.checkpoint.iteration}" if status.checkpoint else "-",
-                str(status.disruptions),
-                lost(status.lost_work),
-                share(status.goodput),
-                printable(status.reason) if status.phase not in ("Running", "Pending") else "",
-            )
-        )
+        *columns, reason = row(experiment, trial)
+        rows.append((*columns, share(trial.status.goodput), reason))
     of = experiment.status
     counts = ", ".join(f"{count} {phase}" for phase, count in of.counts.items()) or "no trials yet"
     words = [f"{experiment.name}: {of.phase or 'not seen by an operator yet'}; {counts}"]
@@ -83,13 +59,13 @@ def of_trials(experiment: Experiment, trials: Sequence[Trial], left_out: int = 0
     )
     told_by = (names.ACCEPTED, "False"), (names.STALLED, "True"), (names.ENQUEUED, "False"), (names.SUSPENDED, "True")
     words += [f"{c.reason}: {c.message}" for c in of.conditions if (c.type, c.status) in told_by]
-    return Picture(HEAD, rows, [printable(line) for line in words])
+    return Picture((*HEAD[:-1], "goodput", HEAD[-1]), rows, [printable(line) for line in words])
 
 
 def of_experiments(experiments: Sequence[Experiment]) -> Picture:
     """All experiments of a namespace, a row each."""
     from trialkeeper_operator.api import names
-    from trialkeeper_operator.local.summary import printable
+    from trialkeeper_operator.local.summary import lost, printable
 
     rows = []
     for experiment in experiments:
