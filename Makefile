@@ -7,7 +7,7 @@ TESTBED = PYTHONPATH=tests $(BIN)/python -m testbed
 FRAMEWORKS = PYTHONPATH=tests $(BIN)/python tests/frameworks/environment.py operator/locks/frameworks.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-e2e-local test-store test-frameworks test-cluster test-e2e cluster-up cluster-images cluster-down testbed test-chart \
+.PHONY: help demo test test-e2e-local test-store test-frameworks test-cluster test-e2e chaos cluster-up cluster-images cluster-down testbed test-chart \
 	test-chart-server check format crds lock bench clean
 
 help: ## Say what can be made
@@ -35,6 +35,9 @@ test-cluster: $(VENV)/dev testbed ## A real cluster, brought up on this machine 
 
 test-e2e: $(VENV)/dev testbed ## The chart on a real cluster, real training, real kills (KUBECONFIG=... takes yours)
 	$(BIN)/pytest tests/e2e/cluster -q $(ARGS)
+
+chaos: $(VENV)/dev testbed ## Kill and freeze parts of a real cluster at random while it trains (MINUTES=10, SEED=...)
+	PYTHONPATH=tests $(BIN)/python -m chaos --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
 cluster-up: testbed ## A real cluster to try things with: eval "$(make -s cluster-up)" (ARGS="--nodes 2")
 	@$(TESTBED) up $(ARGS)

@@ -17,6 +17,7 @@ import sys
 import zipfile
 from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,34 @@ def repeated(prefix: Path) -> int:
     """How many iterations occur once more than they had to."""
     counts = Counter(row["training_iteration"] for results in rows(prefix).values() for row in results)
     return sum(count - 1 for count in counts.values())
+
+
+def unsaved(prefix: Path, attempt: int) -> tuple[int, float]:
+    """(iterations, seconds between reports) that an attempt had got beyond the checkpoint that the next one loaded."""
+    own = rows(prefix)[attempt]
+    writer, kept = bases(prefix)[attempt + 1]
+    if not own:
+        return 0, 0.0
+    saved = [row["timestamp"] for row in own if row["training_iteration"] == kept]
+    began = saved[0] if writer == attempt and saved else own[0]["timestamp"]
+    lost = [row for row in own if row["training_iteration"] > kept]
+    return len(lost), max(0.0, own[-1]["timestamp"] - began) if lost else 0.0
+
+
+def allowed(prefix: Path) -> float:
+    """Seconds of work that a hard kill may cost a trial: one interval, one upload and one step, its longest of each.
+
+    All are recorded: a row and its checkpoint have the time of their report, a manifest that of its commit.
+    """
+    saves: dict[int, list[tuple[float, float]]] = {}
+    for file in (prefix / "manifests").glob("*.json"):
+        manifest = json.loads(file.read_text())
+        saves.setdefault(manifest["attempt"], []).append((manifest["reported"], manifest["created"]))
+    uploads = [created - reported for own in saves.values() for reported, created in own]
+    reports = {attempt: [row["timestamp"] for row in results] for attempt, results in rows(prefix).items()}
+    steps = [b - a for times in reports.values() for a, b in pairwise(times)]
+    intervals = [b[0] - a[0] for own in saves.values() for a, b in pairwise(sorted(own))]
+    return max(intervals, default=0.0) + max(uploads, default=0.0) + max(steps, default=0.0)
 
 
 def curve(prefix: Path) -> dict[int, dict[str, Any]]:
@@ -155,5 +184,5 @@ def undisturbed(name: str, seed: int, parameters: Row, folder: Path, script: str
         "TRIALKEEPER_SCRATCH": str(folder / "scratch" / name),
         "TRIALKEEPER_TERMINATION_LOG": os.devnull,
     }
-    subprocess.run([sys.executable, script], cwd=EXAMPLES, env=env, check=True, timeout=300)
+    subprocess.run([sys.executable, script], cwd=EXAMPLES, env=env, check=True, timeout=900)
     return folder / name

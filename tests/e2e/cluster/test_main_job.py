@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from e2e.cluster.installed import Installed
-from proof import EXAMPLES, bases, repeated, undisturbed, violations
+from proof import EXAMPLES, allowed, bases, repeated, undisturbed, unsaved, violations
 from testbed import Cluster
 from trialkeeper_operator.api import names
 from trialkeeper_operator.local.documents import documents
@@ -40,10 +40,11 @@ def longer(trials: int = TRIALS, epochs: int = EPOCHS) -> Object:
     return {**digits, "spec": spec}
 
 
-def ended(installed: Installed, namespace: str, trial: Object) -> Object:
+def ended(installed: Installed, namespace: str, trial: Object, seconds: float = 90) -> Object:
     """The history entry of the attempt that was open when `trial` was read, once it is closed."""
     name, attempt = trial["metadata"]["name"], trial["status"]["attempt"]
-    closed = installed.until_trial(namespace, name, lambda s: s.get("closed", 0) >= attempt, f"attempt {attempt} ended")
+    what = f"attempt {attempt} ended"
+    closed = installed.until_trial(namespace, name, lambda s: s.get("closed", 0) >= attempt, what, seconds)
     entry: Object = next(h for h in closed["status"]["history"] if h["attempt"] == attempt)
     return entry
 
@@ -63,11 +64,15 @@ def go_on(installed: Installed, namespace: str, trial: Object) -> Object:
 def test_every_kill_costs_no_trial_and_changes_no_weight(installed: Installed, namespace: str, tmp_path: Path) -> None:
     installed.apply(namespace, longer())
     expected: Counter[tuple[str, str]] = Counter()
+    noticed: list[tuple[int, int]] = []  # (trial, attempt) that had time to save
+    killed: list[tuple[int, int]] = []  # and that had not
 
     def happened(trial: Object, class_: str, reason: str) -> None:
         entry = ended(installed, namespace, trial)
         assert (entry["class"], entry["reason"]) == (class_, reason), entry
         expected[class_, reason] += 1
+        which = killed if class_ == "Infrastructure" else noticed
+        which.append((trial["spec"]["index"], trial["status"]["attempt"]))
         go_on(installed, namespace, trial)
 
     trial = installed.running(namespace)
@@ -110,6 +115,12 @@ def test_every_kill_costs_no_trial_and_changes_no_weight(installed: Installed, n
     assert experiment["status"]["disruptions"] == seen.total()
     assert experiment["status"].get("failures", 0) == 0
     prove(installed, trials, experiment, tmp_path)
+    store = tmp_path / "bucket" / namespace / f"digits-{experiment['metadata']['uid'][:8]}"
+    for index, attempt in noticed:
+        assert unsaved(store / f"{index:05d}", attempt) == (0, 0.0), "it had notice, and lost what it had reported"
+    for index, attempt in killed:
+        _, lost = unsaved(store / f"{index:05d}", attempt)
+        assert lost <= allowed(store / f"{index:05d}"), "more than one interval, one upload and one step"
 
 
 def references(trials: list[tuple[str, Object]], folder: Path) -> dict[str, Path]:
@@ -125,19 +136,37 @@ def references(trials: list[tuple[str, Object]], folder: Path) -> dict[str, Path
 
 def prove(installed: Installed, trials: list[Object], experiment: Object, folder: Path) -> None:
     """Section by section what design means by lossless: continuity, repeated = lost, curve and weights equal."""
-    uid, namespace = experiment["metadata"]["uid"], experiment["metadata"]["namespace"]
-    store = installed.mirror(f"{namespace}/digits-{uid[:8]}", folder / "bucket")
+    assert contradictions(installed, trials, experiment, folder) == {}
+    meta = experiment["metadata"]
+    for trial in trials:  # here each of them has got as far as that
+        prefix = folder / "bucket" / meta["namespace"] / f"{meta['name']}-{meta['uid'][:8]}"
+        assert len(bases(prefix / f"{trial['spec']['index']:05d}")) == trial["status"]["attempt"]
+
+
+def contradictions(
+    installed: Installed, trials: list[Object], experiment: Object, folder: Path
+) -> dict[str, list[str]]:
+    """What speaks against it, by trial; the experiment's own sum under its own name."""
+    meta = experiment["metadata"]
+    store = installed.mirror(f"{meta['namespace']}/{meta['name']}-{meta['uid'][:8]}", folder / "bucket")
     wrong: dict[str, list[str]] = {}
     alone = references([(t["metadata"]["name"], t["spec"]) for t in trials], folder / "reference")
     for trial in trials:
-        prefix = store / f"{trial['spec']['index']:05d}"
-        told = {"attempts": [{"lostIterations": h.get("lostIterations", 0)} for h in trial["status"]["history"]]}
+        prefix, status = store / f"{trial['spec']['index']:05d}", trial["status"]
+        lost = status["lostWork"]["iterations"]  # a history of more than ten attempts is cut
+        shown = sum(h.get("lostIterations", 0) for h in status["history"])
         name = trial["metadata"]["name"]
-        found = violations(prefix, told, alone[name])
-        if len(bases(prefix)) != trial["status"]["attempt"]:
-            found.append(f"{len(bases(prefix))} attempts in the store, {trial['status']['attempt']} in the status")
+        found = violations(prefix, {"attempts": [{"lostIterations": lost}]}, alone[name])
+        begun = {h["attempt"] for h in status["history"] if h.get("fromIteration") is not None}
+        if not begun <= set(bases(prefix)) <= set(range(1, status["attempt"] + 1)):
+            found.append(
+                f"attempts {sorted(bases(prefix))} in the store, {sorted(begun)} that the status knows to train"
+            )
+        if shown > lost or (shown < lost and len(status["history"]) == status["attempt"]):
+            found.append(f"its attempts have lost {shown} iterations, the trial {lost}")
         if found:
             wrong[name] = found
-    assert wrong == {}
     total = sum(repeated(store / f"{t['spec']['index']:05d}") for t in trials)
-    assert experiment["status"]["lostWork"]["iterations"] == total
+    if experiment["status"]["lostWork"]["iterations"] != total:
+        wrong[meta["name"]] = [f"{total} iterations were run again, {experiment['status']['lostWork']} are booked"]
+    return wrong
