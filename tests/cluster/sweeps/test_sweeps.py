@@ -15,8 +15,10 @@ from cluster.conftest import Play
 from cluster.plane import Plane
 from cluster.sweeps.telling import Broken, Told, told
 from faults import Call, Fault
-from simulation.sweeps.runner import Errors, Life, Trouble, live, wrong
+from simulation.sweeps.ends import wrong
+from simulation.sweeps.runner import Life, Trouble, live
 from simulation.sweeps.scenarios import SCENARIOS, Scenario
+from simulation.sweeps.surroundings import Errors
 from simulation.trainer import Script
 
 # Those that need no wait of minutes: what is tried is how the API server answers.

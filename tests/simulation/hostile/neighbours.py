@@ -11,7 +11,7 @@ from typing import Any
 
 from builders import NOW, experiment
 from simulation import virtual
-from simulation.sweeps.runner import Errors
+from simulation.sweeps.surroundings import Errors
 from trialkeeper.contract import Message, MetricSummary
 from trialkeeper_operator.api import names
 from trialkeeper_operator.cluster.admission import admission

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from simulation.hostile.garbage import TEXTS, VALUES, examples, spoiled
 from simulation.hostile.test_pods import LAST_WORDS
-from simulation.sweeps.runner import Errors
+from simulation.sweeps.surroundings import Errors
 from stage import Stage
 from trialkeeper.contract import REPORT_PATH
 from trialkeeper_operator.reconcile import trial as reconciler

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from builders import experiment
 from manifests import body, entry
 from simulation.hostile.garbage import VALUES, examples, spoiled
-from simulation.sweeps.runner import Errors
+from simulation.sweeps.surroundings import Errors
 from stage import Stage, bare
 from trialkeeper import contract, history, manifest, sweep
 from trialkeeper.store.tree import DirectoryTree

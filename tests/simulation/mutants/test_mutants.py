@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from simulation.mutants.mutants import MUTANTS, Mutant
-from simulation.sweeps.runner import Trouble, live, wrong
+from simulation.sweeps.ends import wrong
+from simulation.sweeps.runner import Trouble, live
 from simulation.sweeps.scenarios import SCENARIOS
 from simulation.sweeps.troubles import KINDS
 

@@ -9,24 +9,26 @@ import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from builders import NOW, experiment
 from faults import Call, Crash, Fault, FaultyCluster
 from simulation import virtual
-from simulation.invariants import Watcher, judge
+from simulation.invariants import Watcher
 from simulation.lineage import Lineage
+from simulation.sweeps.ends import End, end_of, phase_of
 from simulation.sweeps.history import History, Telling
 from simulation.sweeps.scenarios import Scenario
+from simulation.sweeps.surroundings import Errors, Surroundings
 from simulation.trainer import Node, Prefix, Running, Script
 from trialkeeper.contract import Message
 from trialkeeper_operator.api import names
 from trialkeeper_operator.cluster.admission import admission
 from trialkeeper_operator.cluster.memory import Memory
-from trialkeeper_operator.decide import endings, evidence
+from trialkeeper_operator.decide import evidence
 from trialkeeper_operator.decide.pods import Site
 from trialkeeper_operator.reconcile.loop import Operator
-from trialkeeper_operator.reconcile.ports import Cluster, Object, QuotaExceeded, Source
+from trialkeeper_operator.reconcile.ports import Cluster, Object, Source
 from trialkeeper_operator.state.snapshot import owner_of
 
 SWEEP = 300.0  # virtual seconds between two sweeps of the operator
@@ -46,63 +48,8 @@ class Trouble:
     leaders: int = 1
 
 
-class TrialEnd(NamedTuple):
-    """How a trial ended; `lost` are the iterations that are said to have been run again."""
-
-    phase: str
-    closed: int
-    classes: str
-    failures: int
-    disruptions: int
-    iteration: int
-    lost: int
-
-
-class End(NamedTuple):
-    """How a story ended; `left` are pods that are there although nobody wants them."""
-
-    verdict: str
-    trials: tuple[TrialEnd, ...]
-    left: tuple[str, ...]
-
-
 class Cut(Exception):
     """The story is told."""
-
-
-class Surroundings:
-    """A Memory as a cluster: with nodes, and with room for so many pods."""
-
-    def __init__(self, memory: Memory, node: Node, quota: int | None) -> None:
-        self._memory, self._node, self._quota = memory, node, quota
-        self.list, self.put = memory.list, memory.put
-        self.put_status, self.delete = memory.put_status, memory.delete
-
-    async def get(self, kind: str, namespace: str, name: str) -> Object | None:
-        if kind != names.NODE:
-            return await self._memory.get(kind, namespace, name)
-        ready = {"type": "Ready", "status": "Unknown" if name in self._node.silent else "True"}
-        return {"kind": kind, "metadata": {"name": name}, "status": {"conditions": [ready]}}
-
-    async def create(self, body: Object, *, dry_run: bool = False) -> Object:
-        if body["kind"] == names.POD and self._quota is not None and not dry_run:
-            pods = [p async for p in self._memory.list(names.POD) if not evidence.ended(p, "trainer")]
-            there = await self._memory.get(names.POD, body["metadata"]["namespace"], body["metadata"]["name"])
-            if len(pods) >= self._quota and there is None:
-                raise QuotaExceeded(f"exceeded quota: pods={self._quota}")
-        return await self._memory.create(body, dry_run=dry_run)
-
-
-class Errors(logging.Handler):
-    """What the operator logs as an error is a bug."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.found: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        error = record.exc_info[1] if record.exc_info else None
-        self.found.append(f"logged: {record.getMessage()}: {error!r}")
 
 
 @dataclass
@@ -334,32 +281,14 @@ class Life:
         verdict = next((c["reason"] for c in conditions if c["type"] == names.SUCCEEDED), "")
         left = [p["metadata"]["name"] for p in self.pods if not self._may_stay(p)]
         left += [f"Service {s['metadata']['name']}" for s in self.services]
-        return End(verdict, tuple(map(_end_of, self.trials)), tuple(left))
+        return End(verdict, tuple(map(end_of, self.trials)), tuple(left))
 
     def _may_stay(self, pod: Object) -> bool:
         """Whether nobody can end a pod, or it is kept for its log: the last one of a trial that failed."""
         if pod["spec"].get("nodeName") in self.node.silent:
             return "deletionTimestamp" in pod["metadata"]
-        failed = [f"{t['metadata']['name']}-a{t['status']['closed']}" for t in self.trials if _phase(t) == "Failed"]
+        failed = [f"{t['metadata']['name']}-a{t['status']['closed']}" for t in self.trials if phase_of(t) == "Failed"]
         return evidence.ended(pod, "trainer") and pod["metadata"]["name"].partition("-r")[0] in failed
-
-
-def _phase(trial: Object) -> str:
-    return str((trial.get("status") or {}).get("phase", ""))
-
-
-def _end_of(trial: Object) -> TrialEnd:
-    status = trial.get("status") or {}
-    classes = " ".join(record["class"] for record in status.get("history", ()))
-    return TrialEnd(
-        phase=_phase(trial),
-        closed=status.get("closed", 0),
-        classes=classes,
-        failures=status.get("failures", 0),
-        disruptions=status.get("disruptions", 0),
-        iteration=status.get("iteration", 0),
-        lost=(status.get("lostWork") or {}).get("iterations", 0),
-    )
 
 
 def _only_crashes(error: BaseException | None) -> None:
@@ -389,43 +318,3 @@ def live(scenario: Scenario, trouble: Trouble) -> Life:
     life = found[0]
     life.violations += [*life.watcher.violations, *life.node.violations, *errors.found]
     return life
-
-
-def wrong(life: Life, model: Life | None = None) -> list[str]:
-    """What is wrong with how a story ended, by itself, and compared with how it ends without any trouble."""
-    if life.violations:
-        return life.violations
-    lines = [] if life.plot.gone else judge(life)
-    end = life.end()
-    if end.left:
-        lines.append(f"left over: {end.left}")
-    if life.plot.gone:
-        there = [*life.trials, *life.pods] + ([life.experiment] if life.experiment else [])
-        return [*lines, *(f"{obj['kind']} {obj['metadata']['name']} is left" for obj in there)]
-    if end.verdict != life.plot.verdict:
-        lines.append(f"the verdict is {end.verdict} instead of {life.plot.verdict}")
-    if model is not None:
-        lines += _otherwise(end, model.end(), life.plot.loose)
-        if life.seconds > model.seconds + life.plot.patience:
-            lines.append(f"it took {life.seconds:.0f} s instead of {model.seconds:.0f} s")
-    return lines
-
-
-def _otherwise(end: End, model: End, loose: tuple[str, ...]) -> list[str]:
-    """Where two ends differ."""
-    lines = []
-    for index, (one, other) in enumerate(zip(end.trials, model.trials, strict=False)):
-        for name in TrialEnd._fields:
-            got, want = getattr(one, name), getattr(other, name)
-            if got != want and name not in loose and not (name == "classes" and _as_good(got, want)):
-                lines.append(f"trial {index}: {name} is {got} instead of {want}")
-    if len(end.trials) != len(model.trials):
-        lines.append(f"{len(end.trials)} trials instead of {len(model.trials)}")
-    return lines
-
-
-def _as_good(got: str, want: str) -> bool:
-    """Whether these are the same endings, some of which nobody saw."""
-    pairs = list(zip(got.split(), want.split(), strict=False))
-    same = all(one == other or {one, other} == {endings.LOST, endings.PREEMPTED} for one, other in pairs)
-    return same and len(got.split()) == len(want.split())

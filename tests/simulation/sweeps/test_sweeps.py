@@ -11,7 +11,8 @@ from functools import cache
 
 import pytest
 
-from simulation.sweeps.runner import Life, Trouble, live, wrong
+from simulation.sweeps.ends import wrong
+from simulation.sweeps.runner import Life, Trouble, live
 from simulation.sweeps.scenarios import SCENARIOS
 from simulation.sweeps.troubles import KINDS
 
