@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from e2e.cluster.installed import Installed
+from e2e.cluster.installed import SYSTEM, Installed
 from e2e.cluster.test_main_job import longer
 from testbed.wait import until
 from trialkeeper_operator.decide.restore import TAKEN_OVER
@@ -100,6 +100,23 @@ def test_it_goes_on_elsewhere_although_the_old_one_still_runs(installed: Install
         assert other["base"]["attempt"] == 0, "its checkpoint was found in the other's prefix"
         assert (one["failures"], other["failures"]) == (0, 0)
         assert (one["iteration"], one["metrics"]) == (other["iteration"], other["metrics"]), "it is the same training"
+
+
+@pytest.mark.timeout(300)
+def test_without_operator_and_snapshot_the_trials_are_enough(installed: Installed, namespace: str) -> None:
+    installed.apply(namespace, longer(trials=2, epochs=600))
+    trial = installed.running(namespace)
+    until("a snapshot", lambda: installed.items("configmaps", namespace, "-l", "trialkeeper.dev/experiment=digits"))
+    installed.kubectl("delete", "pod", "-n", SYSTEM, "-l", "app.kubernetes.io/component=operator", "--force")
+    installed.kubectl("delete", "configmap", "digits-snapshot", "-n", namespace)
+    installed.kubectl("delete", "pod", "-n", namespace, trial["status"]["pod"]["name"])
+    experiment = installed.await_success(namespace, "digits")
+    assert experiment["status"]["counts"] == {"Succeeded": 2}
+    assert (experiment["status"].get("failures", 0), experiment["status"]["disruptions"]) == (0, 1)
+    again = installed.trial(namespace, trial["metadata"]["name"])["status"]
+    assert again["attempt"] == trial["status"]["attempt"] + 1
+    assert again["history"][-1]["fromIteration"] > 0
+    until("a snapshot of it all", lambda: phase(installed, namespace, 1) == "Succeeded")
 
 
 @pytest.mark.timeout(200)
