@@ -77,7 +77,7 @@ def repeated(prefix: Path) -> int:
 
 def unsaved(prefix: Path, attempt: int) -> tuple[int, float]:
     """(iterations, seconds between reports) that an attempt had got beyond the checkpoint that the next one loaded."""
-    own = rows(prefix)[attempt]
+    own = rows(prefix).get(attempt, [])
     writer, kept = bases(prefix)[attempt + 1]
     if not own:
         return 0, 0.0

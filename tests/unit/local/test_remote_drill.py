@@ -161,6 +161,13 @@ def test_whoever_interrupts_it_finds_nothing_left(says: Callable[..., Result]) -
     assert world.left == set()
 
 
+def test_more_kills_than_a_status_shows_are_refused_before_anything_is_made(says: Callable[..., Result]) -> None:
+    world = World()
+    done = says(world, "--kills", "10")
+    assert (done.exit_code, world.created) == (2, [])
+    assert "--kills is 9 at most" in done.output
+
+
 def test_what_is_to_be_kept_is_kept(says: Callable[..., Result]) -> None:
     world = World()
     done = says(world, "--keep")

@@ -16,6 +16,7 @@ from fake_s3 import Fake, Fault, Request, fake_s3
 from fake_service import Posted, Reply, fake_service
 from minio_server import KEYS
 from trainers import PREAMBLE, SAVING, BucketPlace
+from trialkeeper.contract import Message
 
 UNTIL = "for i in range(start, 9):\n    trialkeeper.report({'loss': 1.0 / (i + 1)}, checkpoint=save)\n"
 KILLED_AT = UNTIL + "    if trialkeeper.get_context().attempt == 1 and i == 4: die()\n"
@@ -180,6 +181,25 @@ def test_a_dead_store_does_not_hold_a_trainer_that_is_asked_to_go(place: BucketP
     assert process.returncode == 143, err
     assert time.monotonic() - start < 8
     assert "is not in the store" in err
+
+
+def test_whoever_is_asked_to_go_before_its_end_could_be_saved_is_not_complete(place: BucketPlace, server: Fake) -> None:
+    (place.root / "t.py").write_text(
+        PREAMBLE + SAVING + "for i in range(start, 30):\n"
+        "    trialkeeper.report({'loss': 1.0}, checkpoint=save)\nprint('through', flush=True)\n"
+    )
+    server.fault = lambda request: Fault(hang=True) if server.count("PUT", "manifests/") >= 2 else None
+    log = place.root / "last-words"
+    env = place.env(1) | {"TRIALKEEPER_GRACE_SECONDS": "3", "TRIALKEEPER_TERMINATION_LOG": str(log)}
+    process = subprocess.Popen([sys.executable, "t.py"], cwd=place.root, env=env, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "through\n"
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    last = Message.decode(log.read_bytes())
+    assert last is not None
+    assert last.end == "preempted", last
+    assert "the last checkpoint is of iteration" in last.text or "SIGTERM" in last.text
 
 
 def test_keys_are_lent_by_the_report_service_and_renewed_with_the_newest_token(

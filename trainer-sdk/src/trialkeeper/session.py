@@ -329,7 +329,12 @@ class Session:
         elif asked:
             self.end(contract.END_PREEMPTED, text="the trainer left after SIGTERM")
         else:
-            self.end(contract.END_COMPLETE, text=self.before_end() if self.before_end is not None else "")
+            missing = self.before_end() if self.before_end is not None else ""
+            if missing and (self.signalled or signals.came()):
+                # It was through, but what it came to is nowhere: the next attempt does the rest again.
+                self.end(contract.END_PREEMPTED, text=f"asked to go before the end was saved: {missing}")
+            else:
+                self.end(contract.END_COMPLETE, text=missing)
 
     def _at_followers_exit(self) -> None:
         """Another rank's end: its part of what is on its way is finished, and rank 0 hears of a failure."""

@@ -166,7 +166,10 @@ def _drill(file: Path, kills: int | None, seed: int, sets: list[str], cluster: t
             verdict = asyncio.run(carry_out(raw, manifest.folder, kills or 4, seed, click.echo))
         else:
             namespace, keep = cluster
-            times = min(kills or 2, remote_drill.KILLS)
+            if (times := kills or 2) > remote_drill.KILLS:
+                raise click.UsageError(
+                    f"in a cluster --kills is {remote_drill.KILLS} at most: a status shows ten attempts"
+                )
             verdict = remote_drill.carry_out(raw, namespace, times, seed, click.echo, keep=keep)
     except InvalidObject as invalid:
         return _complain(file, list(invalid.problems))
