@@ -1,8 +1,8 @@
 """The report service: live values and keys to the store, for pods that prove who they are.
 
-A request is believed for one thing: that it comes from this pod of this namespace. The pod must be that of the
-trial's open attempt; every other, a dead attempt's or another trial's, is refused. Bodies are bounded before they
-are read, and whatever is refused is logged once in a while and not once a request.
+A request is believed for one thing: that it comes from this pod of this namespace. The pod must be one of the trial's
+open attempt, and rank 0's to report; every other, a dead attempt's or another trial's, is refused. Bodies are bounded
+before they are read, and whatever is refused is logged once in a while and not once a request.
 """
 
 from __future__ import annotations
