@@ -69,6 +69,11 @@ class Node:
         conditions = [c for n in nodes if n["metadata"]["name"] == self.name for c in n["status"].get("conditions", ())]
         return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 
+    def restart_kubelet(self, **settings: Any) -> None:
+        """A kubelet with other settings: fields of its configuration file."""
+        self.stop_kubelet()
+        self._kubelet(**settings)
+
     def stop_kubelet(self) -> None:
         """End the kubelet alone: its containers run on, and nobody will ever hear of them."""
         self.processes.kill(f"{self.name}-kubelet")
@@ -114,7 +119,7 @@ class Node:
         plugins = [{"type": "ptp", "ipam": addresses}, {"type": "portmap", "capabilities": {"portMappings": True}}]
         return {"cniVersion": "0.4.0", "name": self.plan.namespace(self.name), "plugins": plugins}
 
-    def _kubelet(self) -> None:
+    def _kubelet(self, **settings: Any) -> None:
         self.plan.tree.root(f"{self.name}/pods")
         resolv = self.folder / "resolv.conf"
         resolv.write_text(f"nameserver {self.plan.control}\n")
@@ -140,6 +145,7 @@ class Node:
             "nodeLeaseDurationSeconds": self.plan.wishes.node_grace,  # renewed four times while it lasts
             "evictionHard": {"memory.available": "50Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
             "imageGCHighThresholdPercent": 100,
+            **settings,
         }
         self._write("kubelet.json", config)
         self._start(

@@ -19,7 +19,7 @@ import pytest
 
 from testbed import Cluster
 from testbed.programs import program
-from testbed.shell import run
+from testbed.shell import CommandFailed, run
 from testbed.wait import until
 
 ROOT = Path(__file__).parents[3]
@@ -78,15 +78,31 @@ class Installed:
     def until_trial(
         self, namespace: str, name: str, holds: Callable[[Object], bool], what: str, seconds: float = 90
     ) -> Object:
-        """Wait until a trial's status is as wished; the trial."""
+        """Wait until a trial's status is as wished; the trial.
 
-        def look() -> Object | None:
-            found = self.items("trials", namespace, f"--field-selector=metadata.name={name}")
-            return found[0] if found and holds(found[0].get("status") or {}) else None
+        :raises TimeoutError: if it is not; it says what the status is instead.
+        """
+        found: list[Object] = []
 
-        trial = until(f"{name}: {what}", look, seconds=seconds)
-        assert trial is not None
-        return trial
+        def look() -> bool:
+            found[:] = self.items("trials", namespace, f"--field-selector=metadata.name={name}")
+            return bool(found) and holds(found[0].get("status") or {})
+
+        try:
+            until(f"{name}: {what}", look, seconds=seconds)
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; it is {json.dumps(found)}; its pod: {self._said(namespace, name)}") from None
+        return found[0]
+
+    def _said(self, namespace: str, trial: str) -> str:
+        """What there is to read of a trial's pods."""
+        pods = self.items("pods", namespace, "-l", f"trialkeeper.dev/trial={trial}")
+        try:
+            return json.dumps([pod["status"] for pod in pods]) + "".join(
+                self.kubectl("logs", "-n", namespace, pod["metadata"]["name"], "--tail=50") for pod in pods
+            )
+        except CommandFailed as error:
+            return str(error)
 
     def running(self, namespace: str, *, iteration: int = 2, off: str = "", seconds: float = 90) -> Object:
         """A trial in mid-training: of those with a checkpoint at or after an iteration, the least far; not on `off`."""

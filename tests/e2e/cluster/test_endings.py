@@ -1,7 +1,7 @@
 """The rows of the endings table that a real kubelet can be brought to, seen through the operator, and recorded anew.
 
-What each attempt came to must be what a document of tests/endings says of that row. With TRIALKEEPER_RECORD=FOLDER
-the pods are written there as such documents, each as the last watch has seen it.
+What each attempt came to must be what tests/endings says of that row, and what is seen of its pod must be what was
+recorded before in all that decides. TRIALKEEPER_RECORD=1 writes it anew into tests/endings/recorded.yaml.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from e2e.cluster.installed import Installed, Named
+from e2e.cluster.installed import SYSTEM, Installed, Named
+from e2e.cluster.test_nodes import lead_from
+from endings import recording
+from endings.recording import Seen, recorded, shape, watched
 from endings.rows import Row, read, told
 from testbed.programs import program
+from testbed.shell import CommandFailed
 from testbed.wait import until
 
 Object = dict[str, Any]
@@ -57,7 +59,8 @@ class Scene:
     container: Object = field(default_factory=dict)
     pod: Object = field(default_factory=dict)
     timeouts: Object = field(default_factory=dict)
-    intended: bool = False  # what the pod shows is our own deletion
+    ours: bool = False  # it is the operator that ends the pod
+    either: tuple[tuple[str, str], ...] = ()  # what it may come to otherwise, so that nothing is recorded
 
     def experiment(self, name: str) -> Object:
         trainer = {
@@ -109,7 +112,15 @@ SCENES: dict[str, Scene] = {
     ),
     "deaf": Scene(9, ("Preempted", "EvictionByEvictionAPI"), "the pod was evicted", DEAF, act=evict),
     "deleted": Scene(10, ("Preempted", "Deleted"), "deleted by somebody", DEAF, act=delete),
-    "forced": Scene(11, ("Lost", "PodGone"), "vanished before anybody saw", DEAF, act=force),
+    # What a force delete leaves of a pod depends on which event is its last.
+    "forced": Scene(
+        11,
+        ("Lost", "PodGone"),
+        "vanished before anybody saw|deleted by somebody",
+        DEAF,
+        act=force,
+        either=(("Preempted", "Deleted"),),
+    ),
     "evicted": Scene(12, ("Preempted", "EvictionByEvictionAPI"), "Eviction API: evicting", POLITE, act=evict),
     "storage": Scene(
         18,
@@ -147,110 +158,180 @@ SCENES: dict[str, Scene] = {
     "no-image": Scene(
         31,
         ("UserError", "ImageNotPulled"),
-        "nowhere:1 cannot be pulled: .*timeouts.startSeconds is 5",
+        "nowhere:1 cannot be pulled: .*timeouts.startSeconds is 15",
         container={"image": "nowhere:1", "imagePullPolicy": "Never"},
-        timeouts={"startSeconds": 5},
-        intended=True,
+        timeouts={"startSeconds": 15},
+        ours=True,
     ),
     "no-name": Scene(
-        31, ("UserError", "InvalidImageName"), "is no image's name", container={"image": "No:where:1"}, intended=True
+        31, ("UserError", "InvalidImageName"), "is no image's name", container={"image": "No:where:1"}, ours=True
     ),
     "no-secret": Scene(
         32,
         ("UserError", "ContainerConfig"),
-        'secret "keys" not found .timeouts.startSeconds is 5',
+        'secret "keys" not found .timeouts.startSeconds is 15',
         container={"env": MISSING},
-        timeouts={"startSeconds": 5},
-        intended=True,
+        timeouts={"startSeconds": 15},
+        ours=True,
     ),
     "hangs": Scene(
-        37, ("Failed", "NoReport"), "no report for 3 s", POLITE, timeouts={"firstReportSeconds": 3}, intended=True
+        37, ("Failed", "NoReport"), "no report for 3 s", POLITE, timeouts={"firstReportSeconds": 3}, ours=True
     ),
 }
-# What a force delete leaves of a pod depends on which event is its last.
-EITHER = {"forced": {("Lost", "PodGone"), ("Preempted", "Deleted")}}
 
 
-@contextmanager
-def watched(installed: Installed, namespace: str, file: Path) -> Iterator[Callable[[], dict[str, Object]]]:
-    """A watch of a namespace's pods; called, the last state of each by name."""
+def on(node: str, **more: Any) -> Object:
+    return {"nodeSelector": {"kubernetes.io/hostname": node}, **more}
+
+
+HUGE = {"resources": {"requests": {"cpu": "500"}}}
+
+
+class Theatre:
+    """Where scenes are played: a namespace, and all that is seen of its pods."""
+
+    def __init__(self, installed: Installed, namespace: str, seen: Callable[[], dict[str, Seen]]) -> None:
+        self.installed, self.namespace, self._seen = installed, namespace, seen
+
+    def play(self, scenes: Mapping[str, Scene]) -> None:
+        """Have all of them begin, and do to each what is to be done to it."""
+        self.installed.apply(self.namespace, *(scene.experiment(name) for name, scene in scenes.items()))
+        for name, scene in scenes.items():
+            if scene.act is not None:
+                scene.act(self.installed, self.namespace, self.running(name))
+
+    def running(self, name: str) -> str:
+        """The pod of a scene, once its trainer runs."""
+        return until(f"{name} runs", partial(self._runs, name), seconds=120)
+
+    def _runs(self, name: str) -> str:
+        pods = self.installed.items("pods", self.namespace, "-l", f"trialkeeper.dev/trial={name}-0")
+        states = [s["state"] for p in pods for s in p["status"].get("containerStatuses", ()) if s["name"] == "trainer"]
+        return str(pods[0]["metadata"]["name"]) if any("running" in state for state in states) else ""
+
+    def end(self, scenes: Mapping[str, Scene]) -> tuple[list[Object], list[str]]:
+        """Their documents once all have ended, and what is wrong with how they did."""
+        documents, wrong = [], []
+        for name, scene in scenes.items():
+            trial = self.installed.until_trial(
+                self.namespace, f"{name}-0", lambda s: s.get("closed", 0) >= 1, "ended", 180
+            )
+            entry = next(h for h in trial["status"]["history"] if h["attempt"] == 1)
+            found = (entry["class"], entry["reason"])
+            if found not in (scene.ending, *scene.either) or not re.search(scene.sentence, entry["message"]):
+                wrong.append(f"{name}: {found} {entry['message']}: {self._seen()[f'{name}-0-a1'].last['status']}")
+            elif not scene.either:
+                expect = {"class": scene.ending[0], "reason": scene.ending[1], "sentence": scene.sentence}
+                experiment = {"timeouts": scene.timeouts}
+                seen = self._seen()[f"{name}-0-a1"]
+                documents.append(recorded(scene.row, name, expect, seen, ours=scene.ours, experiment=experiment))
+        return documents, wrong
+
+
+@pytest.fixture
+def theatre(installed: Installed, namespace: str, tmp_path: Path) -> Iterator[Theatre]:
     kubectl = "kubectl" if isinstance(installed.cluster, Named) else str(program("kubectl"))
     command = [kubectl, "get", "pods", "-n", namespace, "--watch", "--output-watch-events", "-o", "json"]
-    with file.open("wb") as out:
-        watch = subprocess.Popen(command, env=installed.cluster.environment(), stdout=out)
-    try:
-        yield lambda: _last(file.read_text())
-    finally:
-        watch.terminate()
-        watch.wait(10)
+    with watched(command, installed.cluster.environment(), tmp_path / "pods.json") as seen:
+        yield Theatre(installed, namespace, seen)
 
 
-def _last(text: str) -> dict[str, Object]:
-    decoder, position, found = json.JSONDecoder(), 0, {}
-    while position < len(text.rstrip()):
-        try:
-            event, position = decoder.raw_decode(text, position)
-        except ValueError:
-            break  # the last one is still being written
-        position += len(text[position:]) - len(text[position:].lstrip())
-        found[event["object"]["metadata"]["name"]] = event["object"]
-    return found
-
-
-def recorded(name: str, scene: Scene, pod: Object) -> Object:
-    """A pod as a document of tests/endings."""
-    kept = ("deletionTimestamp", "deletionGracePeriodSeconds", "finalizers")
-    trainer = next(c for c in pod["spec"]["containers"] if c["name"] == "trainer")
-    return {
-        "row": scene.row,
-        "title": f"recorded: {name}",
-        "source": "recorded",
-        "pod": {
-            "metadata": {key: pod["metadata"][key] for key in kept if key in pod["metadata"]},
-            "spec": {
-                "nodeName": pod["spec"].get("nodeName"),
-                "containers": [{key: trainer[key] for key in ("name", "image", "resources") if key in trainer}],
-            },
-            "status": pod["status"],
-        },
-        "gone": "deletionTimestamp" in pod["metadata"],
-        "expect": {"class": scene.ending[0], "reason": scene.ending[1], "sentence": scene.sentence},
-    }
-
-
-def _runs(installed: Installed, namespace: str, name: str) -> str | None:
-    """The pod of an experiment's trial, once its trainer runs."""
-    pods = installed.items("pods", namespace, "-l", f"trialkeeper.dev/trial={name}-0")
-    states = [s["state"] for p in pods for s in p["status"].get("containerStatuses", ()) if s["name"] == "trainer"]
-    return str(pods[0]["metadata"]["name"]) if any("running" in state for state in states) else None
+def compare(documents: list[Object], wrong: list[str]) -> None:
+    """What was seen comes to what was said, by the table too, and is what was recorded before."""
+    assert not wrong, "\n".join(wrong)
+    if os.environ.get("TRIALKEEPER_RECORD"):
+        recording.write(documents)
+    known, rows = recording.read(), {(row.row, row.expect.get("class"), row.expect["reason"]) for row in read()}
+    for document in documents:
+        title, expect = document["title"], document["expect"]
+        assert shape(document) == shape(known[title]), title
+        if "refusal" not in document:
+            assert (document["row"], expect["class"], expect["reason"]) in rows, title
+            judged = told(Row(**document))
+            assert (judged.class_, judged.reason) == (expect["class"], expect["reason"]), title
+            assert re.search(expect["sentence"], judged.sentence), title
 
 
 @pytest.mark.timeout(500)
-def test_a_real_kubelets_endings_are_those_of_the_table(installed: Installed, namespace: str, tmp_path: Path) -> None:
-    documents = {(row.row, row.expect.get("class"), row.expect["reason"]) for row in read()}
-    with watched(installed, namespace, tmp_path / "pods.json") as last:
-        installed.apply(namespace, *(scene.experiment(name) for name, scene in SCENES.items()))
-        for name, scene in SCENES.items():
-            if scene.act is not None:
-                pod = until(f"{name} runs", partial(_runs, installed, namespace, name), seconds=120)
-                assert pod is not None
-                scene.act(installed, namespace, pod)
-        wrong, records = [], []
-        for name, scene in SCENES.items():
-            trial = installed.until_trial(namespace, f"{name}-0", lambda s: s.get("closed", 0) >= 1, "ended", 180)
-            entry = next(h for h in trial["status"]["history"] if h["attempt"] == 1)
-            found = (entry["class"], entry["reason"])
-            if found not in EITHER.get(name, {scene.ending}) or not re.search(scene.sentence, entry["message"]):
-                wrong.append(f"{name}: {found} {entry['message']}")
-            assert name in EITHER or (scene.row, *scene.ending) in documents, name
-            pod_seen = last().get(f"{name}-0-a1")
-            if pod_seen is not None and not scene.intended and name not in EITHER:
-                records.append(recorded(name, scene, pod_seen))
-    if folder := os.environ.get("TRIALKEEPER_RECORD"):
-        (Path(folder) / "recorded.yaml").write_text(yaml.safe_dump_all(records, sort_keys=False, width=160))
-    assert not wrong, "\n".join(wrong)
-    for record in records:
-        judged = told(Row(**record))
-        assert (judged.class_, judged.reason) == (record["expect"]["class"], record["expect"]["reason"]), record[
-            "title"
-        ]
+def test_a_real_kubelets_endings_are_those_of_the_table(theatre: Theatre) -> None:
+    theatre.play(SCENES)
+    compare(*theatre.end(SCENES))
+
+
+@contextmanager
+def low_on_memory(installed: Installed, node: str) -> Iterator[None]:
+    """A node whose kubelet wants more memory free than there is; all of it, and it would refuse to start."""
+    hard = {"memory.available": "98%", "nodefs.available": "1%", "imagefs.available": "1%"}
+    kubelet = installed.hosts.node(node)
+    kubelet.restart_kubelet(evictionHard=hard, evictionPressureTransitionPeriod="1s")
+    try:
+        yield
+    finally:
+        kubelet.restart_kubelet()
+        installed.await_nodes()
+
+
+@pytest.mark.timeout(500)
+def test_what_nodes_do_to_pods_is_that_of_the_table(installed: Installed, theatre: Theatre) -> None:
+    (store,) = installed.items("pods", SYSTEM, "-l", "app.kubernetes.io/component=store")
+    (node,) = set(installed.hosts.nodes) - {store["spec"]["nodeName"]}
+    lead_from(installed, store["spec"]["nodeName"])  # so that somebody sees what becomes of the other one's pods
+    sleeps = "exec sleep 3600"
+    tainted = Scene(14, ("Preempted", "DeletionByTaintManager"), "got a taint", sleeps, pod=on(node))
+    drained = Scene(12, ("Preempted", "EvictionByEvictionAPI"), "Eviction API", sleeps, pod=on(node))
+    rejected = {
+        "no-cpu": Scene(21, ("Infrastructure", "OutOfcpu"), "rejected", container=HUGE, pod={"nodeName": node}),
+        "no-label": Scene(21, ("Infrastructure", "NodeAffinity"), "rejected", pod=on("elsewhere", nodeName=node)),
+    }
+    pressed = Scene(17, ("Preempted", "TerminationByKubelet"), "low on resource: memory", sleeps, pod=on(node))
+    refused = Scene(21, ("Infrastructure", "Evicted"), "had condition: .MemoryPressure", pod={"nodeName": node})
+    orphan = Scene(24, ("Preempted", "DeletionByPodGC"), "the pod's node is gone", sleeps, pod=on(node))
+
+    theatre.play({"drained": drained, **rejected})
+    theatre.running("drained")
+    with installed.drained(node, "trialkeeper.dev/trial=drained-0"):
+        found = [theatre.end({"drained": drained, **rejected})]
+    theatre.play({"tainted": tainted})
+    theatre.running("tainted")
+    with installed.tainted(node, "test/spot=gone:NoExecute"):
+        found.append(theatre.end({"tainted": tainted}))
+    theatre.play({"pressed": pressed})
+    theatre.running("pressed")
+    with low_on_memory(installed, node):
+        found.append(theatre.end({"pressed": pressed}))
+        theatre.play({"pressure": refused})
+        found.append(theatre.end({"pressure": refused}))
+    theatre.play({"orphan": orphan})
+    theatre.running("orphan")
+    host = installed.hosts.node(node)
+    try:
+        host.stop_kubelet()
+        installed.kubectl("delete", "node", node)
+        found.append(theatre.end({"orphan": orphan}))
+    finally:
+        host.start()
+        installed.await_nodes()
+    compare([d for documents, _ in found for d in documents], [line for _, lines in found for line in lines])
+
+
+def test_a_quotas_refusal_is_that_of_the_table(installed: Installed, namespace: str) -> None:
+    installed.kubectl("create", "quota", "team", "-n", namespace, "--hard=pods=0")
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "exp-0-a1"}}
+    pod |= {"spec": {"containers": [{"name": "trainer", "image": IMAGE}]}}
+
+    def refused() -> str:
+        try:
+            installed.kubectl("create", "-n", namespace, "--dry-run=server", "-f", "-", stdin=json.dumps(pod))
+        except CommandFailed as error:
+            return str(error)
+        return ""
+
+    said = re.search(r"Error from server \((\w+)\): (?:error when creating \S+: )?(pods .*)", until("a quota", refused))
+    assert said is not None
+    expect = {"reason": "QuotaExceeded", "sentence": "has no room: .*exceeded quota: team", "phase": "Waiting"}
+    refusal = {"code": 403, "body": {"reason": said[1], "message": said[2].strip()}}
+    document = {"row": 29, "title": "recorded: quota", "source": "recorded", "refusal": refusal, "expect": expect}
+    compare([document], [])
+    installed.apply(namespace, Scene(29, ("", ""), "").experiment("quota"))
+    trial = installed.until_trial(namespace, "quota-0", lambda s: s.get("reason") == "QuotaExceeded", "waits")
+    assert re.search(expect["sentence"], trial["status"]["message"])

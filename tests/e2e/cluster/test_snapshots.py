@@ -79,6 +79,29 @@ def test_a_new_experiment_goes_on_where_a_deleted_one_ended(installed: Installed
             assert first["fromIteration"] > 0, json.dumps(after[name]["status"])
 
 
+@pytest.mark.timeout(300)
+def test_it_goes_on_elsewhere_although_the_old_one_still_runs(installed: Installed, namespace: str) -> None:
+    """As when a cluster is given up that goes on all the same: two of them train from the same checkpoints."""
+    old = longer(trials=2, epochs=1500)
+    old["spec"]["checkpoint"] = {"frequency": 3, "numToKeep": 1}  # so that it deletes what the other begins from
+    installed.apply(namespace, old)
+    installed.running(namespace, iteration=9)
+    until("the snapshot to know of it", lambda: phase(installed, namespace, 0) == "Running", seconds=60)
+    again = json.loads(json.dumps(old))
+    again["metadata"]["name"] = "again"
+    again["spec"]["restoreFrom"] = {"configMap": "digits-snapshot"}
+    installed.apply(namespace, again)
+    for name in ("digits", "again"):
+        assert installed.await_success(namespace, name)["status"]["counts"] == {"Succeeded": 2}
+    for index in range(2):
+        one, other = (installed.trial(namespace, f"{name}-{index}")["status"] for name in ("digits", "again"))
+        first = other["history"][0]
+        assert first["fromIteration"] > 0, json.dumps(other)
+        assert other["base"]["attempt"] == 0, "its checkpoint was found in the other's prefix"
+        assert (one["failures"], other["failures"]) == (0, 0)
+        assert (one["iteration"], one["metrics"]) == (other["iteration"], other["metrics"]), "it is the same training"
+
+
 @pytest.mark.timeout(200)
 def test_a_restricted_namespace_gets_pods_that_it_admits(installed: Installed, namespace: str) -> None:
     installed.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")

@@ -106,11 +106,11 @@ def test_a_pod_is_told_of_its_fork_and_what_others_wait_for() -> None:
     child = made(1, 5)
     told = pods.environment(of(), child, 1)
     assert told[contract.ENV_FORK] == LATEST
-    assert pods.donors(child) == {"default/exp-exp-uid"}
+    assert pods.donors(child) == ["default/exp-exp-uid"]
     foreign = child.spec.model_copy(update={"fork": contract.inherited_key("other/exp-1/00000", 1, 1)})
     child = child.model_copy(update={"spec": foreign})
     assert contract.ENV_FORK not in pods.environment(of(), child, 1)
-    assert pods.donors(child) == set()
+    assert pods.donors(child) == []
     assert pods.settings(of(checkpoint={"numToKeep": 1}), {40, 12})["checkpoint"]["held"] == [12, 40]
     assert "held" not in pods.settings(of())["checkpoint"]
 

@@ -133,11 +133,11 @@ def test_the_pod_is_told_where_to_begin_and_never_in_another_namespace() -> None
     assert (
         pods.environment(ours(), Trial(metadata=meta, spec=row.spec), 1)[contract.ENV_BASE] == f"{PREFIX}/00000/{KEY}"
     )
-    assert pods.donors(Trial(metadata=meta, spec=row.spec)) == {PREFIX}
+    assert pods.donors(Trial(metadata=meta, spec=row.spec)) == [PREFIX]
     for key in ("others/old-1/00000/", "default/", "default/old-1/", "default/*/00000/", "default/a/b/c/"):
         other = Trial(metadata=meta, spec=row.spec.model_copy(update={"base": [key + KEY]}))
         assert contract.ENV_BASE not in pods.environment(ours(), other, 1)
-        assert pods.donors(other) == set()
+        assert pods.donors(other) == []
 
 
 def test_how_much_was_taken_over_is_counted() -> None:

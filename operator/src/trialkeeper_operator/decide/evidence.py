@@ -160,9 +160,20 @@ def begun(pod: Pod | None, container: str) -> bool:
 
 
 def ended(pod: Pod, container: str) -> bool:
-    """Whether the pod's part is over: its trainer has terminated, the whole pod is terminal, or it never begins."""
-    terminal = status_of(pod).get("phase") in ("Succeeded", "Failed")
-    return terminal or terminated(pod, container) is not None or _never_begins(pod)
+    """Whether the pod's part is over, and all is there to judge it by.
+
+    Its trainer has terminated, or the whole pod is terminal, or it never begins. A kubelet that ends a pod says in one
+    write that the containers have terminated, and in a later one the phase, the reason and the condition: that is
+    waited for.
+    """
+    if status_of(pod).get("phase") in ("Succeeded", "Failed") or _never_begins(pod):
+        return True
+    return terminated(pod, container) is not None and not any(_closing(c) for c in conditions_of(pod))
+
+
+def _closing(condition: Mapping[str, Any]) -> bool:
+    """Whether a condition says that the kubelet has made up its mind about the whole pod."""
+    return condition.get("type") == "ContainersReady" and condition.get("reason") in ("PodFailed", "PodCompleted")
 
 
 def _never_begins(pod: Pod) -> bool:

@@ -73,9 +73,10 @@ def _is_inside(key: str, namespace: str) -> bool:
     return len(steps) == 3 and steps[0] == namespace
 
 
-def donors(trial: Trial) -> set[str]:
-    """The experiments' folders in the store that a trial may have to read beside its own."""
-    return {key.rpartition("/manifests/")[0].rpartition("/")[0] for key in (*inherited(trial), *forked_at(trial))}
+def donors(trial: Trial) -> list[str]:
+    """The experiments' folders in the store that a trial may have to read beside its own, the nearest first."""
+    keys = (*forked_at(trial), *inherited(trial))
+    return list(dict.fromkeys(key.rpartition("/manifests/")[0].rpartition("/")[0] for key in keys))
 
 
 def settings(experiment: Experiment, held: Collection[int] = ()) -> dict[str, Any]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 DURATION = 3600  # seconds that keys are good for
 DEADLINE = 10.0
+POLICY_LIMIT = 2048  # characters, of MinIO as of AWS
 
 
 class NoKeys(Exception):
@@ -77,11 +78,11 @@ class Credentials:
     def __init__(self, store: StoreSettings, clock: Callable[[], float] = time.time) -> None:
         self._store, self._clock = store, clock
         self.bucket_made = store.mode != "embedded"
-        self._kept: dict[tuple[str, ...], Keys] = {}
-        self._locks: dict[tuple[str, ...], asyncio.Lock] = {}
+        self._kept: dict[str, Keys] = {}  # by policy
+        self._locks: dict[str, asyncio.Lock] = {}
 
     async def keys(self, own: str, readable: Sequence[str] = ()) -> Keys:
-        """Keys for a prefix.
+        """Keys for a prefix, and to read others: of those as many as a policy holds, from the first on.
 
         :raises NoKeys: if there are none.
         """
@@ -91,11 +92,14 @@ class Credentials:
             raise NoKeys(f"the bucket {self._store.bucket} is not made yet")
         if not self._store.sts:
             return Keys(*pair(self._store.credentials_dir))
-        wanted = (own, *sorted(readable))
-        async with self._locks.setdefault(wanted, asyncio.Lock()):
-            kept = self._kept.get(wanted)
+        # A fork's donor is below the same prefix, and MinIO refuses a policy that names one twice.
+        others = [prefix for prefix in dict.fromkeys(readable) if prefix != own]
+        while len(allowed := policy(self._store.bucket, own, others)) > POLICY_LIMIT and others:
+            others.pop()
+        async with self._locks.setdefault(allowed, asyncio.Lock()):
+            kept = self._kept.get(allowed)
             if kept is None or kept.expires - self._clock() < DURATION / 2:
-                kept = self._kept[wanted] = await self._assume(policy(self._store.bucket, own, readable))
+                kept = self._kept[allowed] = await self._assume(allowed)
             return kept
 
     async def _assume(self, allowed: str) -> Keys:

@@ -156,7 +156,7 @@ class Reports:
         known = await self._known(request)
         experiment = known.experiment
         own = contract.prefix(experiment.namespace, experiment.name, experiment.uid, 0).rpartition("/")[0]
-        keys = await self._credentials.keys(own, sorted(donors(known.trial)))
+        keys = await self._credentials.keys(own, donors(known.trial))
         return web.json_response(keys.to_json(), dumps=_compact, headers={"Cache-Control": "no-store"})
 
 
