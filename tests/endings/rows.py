@@ -5,6 +5,7 @@ what is seen, and `expect`. What may be seen:
 
 - `pod`: metadata, spec and status as the kubelet and others leave them, over a pod of this attempt on node-1; null if
   none was ever seen. A termination message that is a mapping is the SDK's, of this attempt.
+- `others`: the same of ranks 1 and up, on node-2 and so on, if the attempt is several pods; `pod` is then rank 0's.
 - `gone`: the API server does not have it any more; `pod` is then the last state that was watched.
 - `silent`: its node does not answer. `seconds`: since the pod was created (10). `started`: a pod of this experiment
   has been started before. `report`: the newest live report. `reported`: seconds since it came.
@@ -30,6 +31,7 @@ import yaml
 from builders import NOW, experiment, pod, trial
 from trialkeeper.contract import VERSION, Message
 from trialkeeper_operator.api.experiment import Experiment
+from trialkeeper_operator.api.names import pod_names
 from trialkeeper_operator.api.times import stamp
 from trialkeeper_operator.api.trial import Trial
 from trialkeeper_operator.decide.pods import Site
@@ -59,6 +61,7 @@ class Row:
     source: str
     expect: dict[str, Any]
     pod: dict[str, Any] | None = None
+    others: list[dict[str, Any]] = field(default_factory=list)
     gone: bool = False
     silent: bool = False
     seconds: float = 10.0
@@ -77,6 +80,10 @@ class Row:
     def attempt(self) -> int:
         return len(self.history) + 1
 
+    @property
+    def nodes(self) -> int:
+        return len(self.others) + 1
+
 
 def read() -> list[Row]:
     """All documents, by row."""
@@ -92,7 +99,12 @@ def told(row: Row) -> Told:
         "attempt": row.attempt,
         "closed": row.attempt - 1,
         "phase": "Running",
-        "pod": {"name": f"exp-0-a{row.attempt}", "uid": f"pod-{row.attempt}", "startTime": stamp(NOW)},
+        "pod": {
+            "name": pod_names("exp-0", row.attempt, row.nodes)[0],
+            "uid": f"pod-{row.attempt}",
+            "startTime": stamp(NOW),
+            **({"others": [f"pod-{row.attempt}-{rank}" for rank in range(1, row.nodes)]} if row.others else {}),
+        },
         "history": [_record(n, h) for n, h in enumerate(row.history, 1)],
         **({"intent": row.intent} if row.intent else {}),
         **({"placement": {"name": row.placement}} if row.placement else {}),
@@ -116,10 +128,21 @@ def _record(attempt: int, said: dict[str, Any]) -> dict[str, Any]:
 
 
 def _planned(row: Row, status: dict[str, Any], seen: dict[str, Any] | None, gone: bool) -> Any:
+    there = {} if gone or seen is None else {seen["metadata"]["name"]: seen}
+    called = pod_names("exp-0", row.attempt, row.nodes)
+    if row.others:
+        assert seen is not None
+        seen["metadata"]["name"] = called[0]
+        there = {called[0]: seen}
+    for rank, said in enumerate(row.others, 1):
+        other = pod_of(said, row.attempt)
+        other["metadata"] |= {"name": called[rank], "uid": f"pod-{row.attempt}-{rank}"}
+        other["spec"]["nodeName"] = f"node-{rank + 1}"
+        there[called[rank]] = other
     view = View(
-        Experiment.from_object(experiment(**row.experiment)),
+        Experiment.from_object(experiment(nodes=row.nodes, **row.experiment)),
         Trial.from_object(trial(spec={"desired": row.desired}, **status)),
-        {} if gone or seen is None else {seen["metadata"]["name"]: seen},
+        there,
         report=Message.decode(_words(row.report, row.attempt)) if row.report else None,
         report_time=NOW + row.seconds - row.reported,
         last={seen["metadata"]["name"]: seen} if gone and seen is not None else {},

@@ -11,7 +11,7 @@ import pytest
 from trialkeeper.contract import Message
 from trialkeeper_operator.api.experiment import FailurePolicy, Timeouts
 from trialkeeper_operator.api.trial import Trial, TrialStatus
-from trialkeeper_operator.decide import endings, evidence, ledger, watchdogs
+from trialkeeper_operator.decide import endings, evidence, group, ledger, watchdogs
 from trialkeeper_operator.decide import trial as decide
 from trialkeeper_operator.decide.endings import Ending
 from trialkeeper_operator.decide.trial import Plan, View
@@ -208,6 +208,11 @@ def never_look_again(patch: Patch) -> None:
     patch.setattr("trialkeeper_operator.reconcile.loop.Operator.sweep", sweep)
 
 
+def blame_who_was_first(patch: Patch) -> None:
+    """Of several pods the end of the lowest rank is the attempt's, whatever the others say."""
+    patch.setattr(group, "_place", lambda ending: 0)
+
+
 MUTANTS: tuple[Mutant, ...] = (
     Mutant(count_twice, "preempted"),
     Mutant(reuse_a_number, "preempted"),
@@ -226,5 +231,6 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(run_before_all_are_taken_over, "restored", "two leaders", (15, 20, 35)),
     Mutant(never_look_again, "stopped by hand", "an event dropped", (0, 15)),
     Mutant(watch_only_who_was_heard, "a hang", "crash after a write", (3, 9)),
+    Mutant(blame_who_was_first, "two pods each"),
     Mutant(wait_for_the_clock, "plain", "clock set back", (3, 6)),
 )

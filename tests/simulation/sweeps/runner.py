@@ -84,6 +84,7 @@ class Life:
             "delete the experiment": self._delete,
             "evict another": partial(self._another, "evict"),
             "kill another": partial(self._another, "kill"),
+            "kill another, unseen": self._another_unseen,
             "force another": partial(self._another, "force"),
         }
         self.lineage, self.watcher = Lineage(), Watcher(self._elapsed)
@@ -150,6 +151,10 @@ class Life:
     async def _another(self, how: str, run: Running) -> None:
         """What happens to rank 1 of an attempt of several pods."""
         await self.node.hit(self.node.ranks(run)[1], how)
+
+    async def _another_unseen(self, run: Running) -> None:
+        await self._alone(run)
+        await self._another("kill", run)
 
     async def _alone(self, run: Running) -> None:
         self.watcher.note(f"nobody is there for {OUTAGE:g} s")

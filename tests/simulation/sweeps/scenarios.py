@@ -128,10 +128,10 @@ SCENARIOS: dict[str, Scenario] = {
     "two pods each": Scenario(
         (
             _script(10, a1=(1, "evict another"), a2=(1, "exit"), a3=(1, "force another")),
-            _impolite(a1=(2, "kill another"), a2=(0, "evict")),
+            _impolite(a1=(2, "kill another, unseen"), a2=(0, "evict"), a3=(1, "kill another")),
             _script(a1=(1, "user error")),
         ),
-        ("Preempted Failed Preempted Succeeded", "Infrastructure Preempted Succeeded", "UserError"),
+        ("Preempted Failed Preempted Succeeded", "Infrastructure Preempted Infrastructure Succeeded", "UserError"),
         spec={"nodes": 2},
         loose=("lost",),
     ),

@@ -328,3 +328,16 @@ def test_a_pod_that_never_ends_is_deleted_once_and_keeps_no_attempt_waiting() ->
     record = {"attempt": 1, "class": "Lost", "startTime": stamp(NOW), "endTime": stamp(NOW)}
     found = planned({"attempt": 1, "closed": 1, "phase": "Waiting", "history": [record]}, zombie, site=SITE)
     assert [type(a) for a in found.actions] == [CreatePod]
+
+
+def test_a_pod_that_we_ended_and_whose_node_is_lost_holds_up_no_further_attempt() -> None:
+    """A trainer that hangs because its node is gone has failed by our own timeout; its pod stays for ever."""
+    hung = {"attempt": 1, "class": "Failed", "reason": "NoProgress", "startTime": stamp(NOW), "endTime": stamp(NOW)}
+    status = {"attempt": 1, "closed": 1, "phase": "Waiting", "history": [hung]}
+    left = pod(deleted=True)
+    left["spec"]["nodeName"] = "node1"
+    assert planned(status, left, site=SITE, now=NOW + 45).status is None
+    for known in ({"now": NOW + 45, "silent": {"exp-0-a1"}}, {"now": NOW + 101}):
+        found = planned(status, left, site=SITE, **known)
+        assert found.status is not None
+        assert found.status.attempt == 2

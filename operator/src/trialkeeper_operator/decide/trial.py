@@ -8,102 +8,42 @@ the next pass.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from trialkeeper.contract import PRIOR_MTBF_SECONDS, Message
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.conditions import Condition, Verdict, set_condition
 from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.api.times import seconds, stamp
-from trialkeeper_operator.api.trial import Intent, Trial, TrialStatus
-from trialkeeper_operator.decide import endings, evidence, group, ledger, nodes, placement, pods, watchdogs
+from trialkeeper_operator.api.trial import Intent, TrialStatus
+from trialkeeper_operator.decide import endings, evidence, group, ledger, nodes, placement, pods, watching
 from trialkeeper_operator.decide.endings import Ending
-from trialkeeper_operator.decide.pods import Site
-from trialkeeper_operator.decide.waiting import PATIENCE, STARTING, starting, waiting
+from trialkeeper_operator.decide.view import (
+    Action,
+    ConfirmAbsence,
+    CreatePod,
+    CreateService,
+    DeletePod,
+    DeleteService,
+    Object,
+    Plan,
+    View,
+)
 
-Object = Mapping[str, Any]
-
-LEAVING = 5.0  # seconds between two looks at a pod that is being deleted
-
-
-@dataclass(frozen=True)
-class View:
-    """What is known about one trial.
-
-    `pods` are those whose controller is this very Trial, by name. `last` is the last state seen of the
-    open attempt's pods whose deletion has been watched. `gone`: a live read has just said of the open
-    attempt's pods that are not there that they do not exist. `report`: the newest live report and when it was received;
-    `watched`: since when reports have been received at all. `silent`: pods that are being deleted and whose node does
-    not answer, or is gone.
-    """
-
-    experiment: Experiment
-    trial: Trial
-    pods: Mapping[str, Object]
-    report: Message | None = None
-    report_time: float | None = None
-    watched: float = 0.0
-    last: Mapping[str, Object] = field(default_factory=dict)
-    gone: bool = False
-    site: Site | None = None  # the cluster that pods are for, None: this machine
-    mtbf: float = PRIOR_MTBF_SECONDS  # seconds between disruptions of a pod of this experiment
-    started: bool = False  # whether a pod of this experiment is known to have been started
-    held: Collection[int] = ()  # iterations that forks of this trial are about to begin from
-    silent: Collection[str] = ()
-
-
-@dataclass(frozen=True)
-class CreatePod:
-    """Create a pod of the open attempt; that its name is taken by ours is as good."""
-
-    body: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class CreateService:
-    """Create the Service by which the pods of an attempt find each other; that ours is there is as good."""
-
-    body: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class DeleteService:
-    """Delete the trial's Service, if there is one."""
-
-
-@dataclass(frozen=True)
-class DeletePod:
-    """Delete this very pod (uid); `grace` None leaves it the grace that it has.
-
-    `version`: the pod as it was judged by. One that has changed since may have ended by itself, and its last words
-    would go with it; None where they are not wanted any more.
-    """
-
-    name: str
-    uid: str
-    grace: int | None = None
-    version: str | None = None
-
-
-@dataclass(frozen=True)
-class ConfirmAbsence:
-    """Read the pod live: the cache's silence proves nothing."""
-
-    name: str
-
-
-Action = CreatePod | CreateService | DeletePod | DeleteService | ConfirmAbsence
-
-
-@dataclass(frozen=True)
-class Plan:
-    """`status` to store first (None: it stands), then `actions` in order; look again after `after` seconds."""
-
-    status: TrialStatus | None = None
-    actions: tuple[Action, ...] = ()
-    after: float | None = None
+__all__ = [
+    "Action",
+    "ConfirmAbsence",
+    "CreatePod",
+    "CreateService",
+    "DeletePod",
+    "DeleteService",
+    "Plan",
+    "View",
+    "completed",
+    "leaving",
+    "plan",
+    "wanted",
+]
 
 
 def plan(view: View, now: float) -> Plan:
@@ -155,7 +95,7 @@ def _still_running(view: View, now: float) -> bool:
     history = view.trial.status.history
     if history and history[-1].class_ == endings.LOST:
         return False
-    running = (pod for pod in view.pods.values() if not evidence.ended(pod, _container(view)))
+    running = (pod for pod in view.pods.values() if not evidence.ended(pod, view.container))
     return any(not _silence(view, pod, now) for pod in running)
 
 
@@ -233,12 +173,8 @@ def _leftovers(view: View) -> tuple[Action, ...]:
     return tuple(
         DeletePod(name, pod["metadata"]["uid"])
         for name, pod in sorted(view.pods.items())
-        if not pod["metadata"].get("deletionTimestamp") and not (name == kept and evidence.ended(pod, _container(view)))
+        if not pod["metadata"].get("deletionTimestamp") and not (name == kept and evidence.ended(pod, view.container))
     )
-
-
-def _container(view: View) -> str:
-    return view.experiment.spec.container_name
 
 
 def _open(view: View, now: float) -> Plan:
@@ -253,10 +189,10 @@ def _open(view: View, now: float) -> Plan:
         return Plan(actions=tuple(map(ConfirmAbsence, doubtful)))
     status = ledger.heard(status, view.report)
     assert status.pod is not None
-    ending = group.verdict(ranks, status.pod.ended, _container(view), _judge(view, status))
+    ending = group.verdict(ranks, status.pod.ended, view.container, _judge(view, status))
     if ending is None:
         return _watch(view, status, ranks, now)
-    left = [rank for rank in ranks if not rank.unmade and not rank.over(_container(view))]
+    left = [rank for rank in ranks if not rank.unmade and not rank.over(view.container)]
     if left:
         wait = group.settling(ending, now) if status.intent is None and status.pod.ended is None else 0.0
         if wait:
@@ -274,7 +210,7 @@ def _judge(view: View, status: TrialStatus) -> group.Judge:
     def judge(rank: group.Rank, pod: Object | None) -> Ending:
         ending = endings.classify(
             pod,
-            container=_container(view),
+            container=view.container,
             attempt=status.attempt,
             intent=_intended(status.intent),
             report=view.report if rank.number == 0 else None,
@@ -294,7 +230,7 @@ def _dissolved(view: View, status: TrialStatus, ending: Ending, left: Sequence[g
     assert status.pod is not None
     if status.intent is None:
         status = status.model_copy(update={"pod": status.pod.model_copy(update={"ended": group.record(ending)})})
-    return Plan(_observed(view, status), _delete(left), after=LEAVING)
+    return Plan(_observed(view, status), _delete(left), after=watching.LEAVING)
 
 
 def _delete(ranks: Iterable[group.Rank]) -> tuple[Action, ...]:
@@ -308,7 +244,7 @@ def leaving(view: View) -> list[Object]:
     if view.trial.status.phase in ledger.FINAL:
         return []
     deleted = (pod for pod in view.pods.values() if pod["metadata"].get("deletionTimestamp"))
-    return [pod for pod in deleted if not evidence.ended(pod, _container(view))]
+    return [pod for pod in deleted if not evidence.ended(pod, view.container)]
 
 
 def _silence(view: View, pod: Object, now: float) -> str:
@@ -317,7 +253,7 @@ def _silence(view: View, pod: Object, now: float) -> str:
     It would be waited for forever; the fence holds off a trainer that lives on there.
     """
     deleted = pod["metadata"].get("deletionTimestamp")
-    if view.site is None or not deleted or evidence.ended(pod, _container(view)):
+    if view.site is None or not deleted or evidence.ended(pod, view.container):
         return ""
     node, limit = evidence.node_of(pod), view.experiment.spec.timeouts.node_lost_seconds
     if pod["metadata"]["name"] in view.silent:
@@ -369,72 +305,16 @@ def _intended(intent: Intent | None) -> endings.Verdict | None:
 
 def _watch(view: View, status: TrialStatus, ranks: Sequence[group.Rank], now: float) -> Plan:
     """The pods live: end them if they are not wanted or hang, else complete them and note what they said."""
-    alive = [rank for rank in ranks if rank.pod is not None and not rank.over(_container(view))]
+    alive = [rank for rank in ranks if rank.pod is not None and not rank.over(view.container)]
     bodies = [rank.pod for rank in alive if rank.pod is not None]
     unmade = [rank.number for rank in ranks if rank.unmade]
     intent = status.intent or wanted(view)
     after: float | None = None
     if intent is None and unmade:
-        return Plan(_observed(view, status), _create_pods(view, status, unmade), after=_sooner(None, bodies))
+        return Plan(_observed(view, status), _create_pods(view, status, unmade), after=watching.sooner(None, bodies))
     if intent is None:
-        intent, after = _watched(view, status, bodies, now)
+        intent, after = watching.watched(view, status, bodies, now)
     if intent is None:
-        return Plan(_observed(view, _held(status, alive, now)), after=_sooner(after, bodies))
+        return Plan(_observed(view, watching.held(status, alive, now)), after=watching.sooner(after, bodies))
     status = status.model_copy(update={"intent": intent})
-    return Plan(_observed(view, status), _delete(alive), after=_sooner(None, bodies))
-
-
-def _watched(view: View, status: TrialStatus, alive: Sequence[Object], now: float) -> watchdogs.Watch:
-    """What has run out. Of several pods the slowest count: who has not begun, else who has begun last."""
-    report, recorded, last = view.report, status.pod, status.history[-1] if status.history else None
-    assert recorded is not None
-    heard = None
-    if recorded.first_report_time is not None:
-        # Who has just come up has heard no report yet, and waits for the next one as long as for any.
-        own = view.report_time if report is not None and report.attempt == status.attempt else None
-        heard = own or max(view.watched, seconds(recorded.first_report_time))
-    starting = [pod for pod in alive if not evidence.begun(pod, _container(view))] if len(alive) > 1 else []
-    slowest = starting or [max(alive, key=lambda pod: watchdogs.began(pod, _container(view)) or 0.0)]
-    watches = [
-        watchdogs.watch(
-            watchdogs.Pod(
-                body=pod,
-                container=_container(view),
-                recorded=seconds(recorded.start_time),
-                heard=None if starting else heard,
-                movable=placement.movable(view.experiment.spec, status),
-                started=view.started,
-                again=last is not None and last.reason == STARTING,
-            ),
-            view.experiment.spec.timeouts,
-            now,
-        )
-        for pod in slowest
-    ]
-    intent = next((intent for intent, _ in watches if intent is not None), None)
-    return intent, min((left for _, left in watches if left is not None), default=None)
-
-
-def _sooner(after: float | None, pods: Iterable[Object]) -> float | None:
-    """A pod on its way out is looked at again and again, since its node may be silent; one that starts, later."""
-    waits = [after, *(_again(pod) for pod in pods)]
-    return min((wait for wait in waits if wait is not None), default=None)
-
-
-def _again(pod: Object) -> float | None:
-    return LEAVING if pod["metadata"].get("deletionTimestamp") else PATIENCE + 1 if starting(pod) else None
-
-
-def _held(status: TrialStatus, alive: Sequence[group.Rank], now: float) -> TrialStatus:
-    """Whether the pods have started, as far as anybody has to know; the same trouble is not told in new words."""
-    assert status.pod is not None
-    waits = ((rank, waiting(rank.pod, now)) for rank in alive if rank.pod is not None)
-    rank, held = next(((rank, held) for rank, held in waits if held is not None), (None, None))
-    if held is None or rank is None:
-        update = {"phase": "Running", "reason": "", "message": ""}
-    elif (status.phase, status.reason) == ("Waiting", held.reason):
-        return status
-    else:
-        whose = f"rank {rank.number}: " if status.pod.others else ""
-        update = {"phase": "Waiting", "reason": held.reason, "message": f"{whose}{held.message}"[:2048]}
-    return status.model_copy(update=update)
+    return Plan(_observed(view, status), _delete(alive), after=watching.sooner(None, bodies))
