@@ -62,7 +62,7 @@ def began(installed: Installed, namespace: str, name: str, attempt: int) -> Obje
 def test_what_the_page_says_is_what_comes_of_it(installed: Installed, namespace: str, tmp_path: Path) -> None:
     person = Person(installed, namespace, tmp_path)
     experiment = longer(trials=4, epochs=3000)
-    experiment["spec"] |= {"parallelism": 4, "checkpoint": {"frequency": 3}}
+    experiment["spec"] |= {"parallelism": 4, "checkpoint": {"frequency": 3, "numToKeep": 500}}
     experiment["spec"]["template"]["spec"]["containers"][0]["resources"] = {"requests": {"cpu": "50m"}}
     installed.apply(namespace, experiment)
     for index in range(4):
