@@ -9,7 +9,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-EVERY = 0.1
+EVERY = 0.3  # seconds; a look is a program to be started, as a rule
 
 
 def until(what: str, look: Callable[[], T], *, seconds: float = 60) -> T:
