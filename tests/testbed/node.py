@@ -56,7 +56,8 @@ class Node:
         if self.processes.pid(mounts.keeper(self.name)) is None:
             mounts.keep(self.plan, self.name, self.processes)
             self._containerd()
-            self._proxy()
+        if self.processes.pid(f"{self.name}-kube-proxy") is None:
+            self._proxy()  # which also ends when its Node is deleted
         self._kubelet()
 
     def ready(self) -> bool:
