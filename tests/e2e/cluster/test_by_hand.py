@@ -62,8 +62,11 @@ def began(installed: Installed, namespace: str, name: str, attempt: int) -> Obje
 def test_what_the_page_says_is_what_comes_of_it(installed: Installed, namespace: str, tmp_path: Path) -> None:
     person = Person(installed, namespace, tmp_path)
     experiment = longer(trials=4, epochs=3000)
-    experiment["spec"] |= {"parallelism": 4, "checkpoint": {"frequency": 3, "numToKeep": 500}}
-    experiment["spec"]["template"]["spec"]["containers"][0]["resources"] = {"requests": {"cpu": "50m"}}
+    # So that what is forked at was saved and is still there, and six of them leave each other room.
+    checkpoint = {"frequency": 3, "numToKeep": 500, "onBusy": "Wait"}
+    experiment["spec"] |= {"parallelism": 4, "checkpoint": checkpoint}
+    resources = {"requests": {"cpu": "50m"}, "limits": {"cpu": "250m"}}
+    experiment["spec"]["template"]["spec"]["containers"][0]["resources"] = resources
     installed.apply(namespace, experiment)
     for index in range(4):
         began(installed, namespace, f"digits-{index}", 1)
