@@ -135,7 +135,7 @@ def _through(made: Experiment, places: Places, say: Say) -> tuple[dict[str, Any]
             say(f"waiting: {words}")
         said = words or said
         attempt = status.attempt
-        if attempt <= len(places) and attempt not in hit and _due(trial, places[attempt - 1][0]):
+        if 1 <= attempt <= len(places) and attempt not in hit and _due(trial, places[attempt - 1][0]):
             _delete(trial, places[attempt - 1], say)
             hit.add(attempt)
         time.sleep(PAUSE)
