@@ -61,8 +61,8 @@ def test_no_key_stands_in_a_pod() -> None:
 def test_a_lost_node_is_not_waited_for_as_long_as_kubernetes_would() -> None:
     tolerations = rendered()["spec"]["tolerations"]
     assert {t["key"]: t["tolerationSeconds"] for t in tolerations} == {
-        "node.kubernetes.io/not-ready": 30,
-        "node.kubernetes.io/unreachable": 30,
+        "node.kubernetes.io/not-ready": 20,
+        "node.kubernetes.io/unreachable": 20,
     }
 
 

@@ -24,7 +24,7 @@ from trialkeeper_operator.decide import nodes, placement, scratch
 SCRATCH = "/trialkeeper"
 TOKEN_FOLDER = "/var/run/trialkeeper"
 TOKEN_SECONDS = 3600  # the kubelet renews it after four fifths
-LOST_NODE_SECONDS = 30  # Kubernetes' own default is 300, of which every one is lost work
+LOST_NODE_SECONDS = 20  # Kubernetes' own default is 300, of which every one is lost work
 _LOST_NODE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 
 
