@@ -30,7 +30,7 @@ def lead_from(installed: Installed, node: str) -> None:
         installed.kubectl("delete", "pod", "-n", SYSTEM, pod["metadata"]["name"])
         return False
 
-    until(f"a leader on {node}", there, seconds=60)
+    until(f"a leader on {node}", there, seconds=150)  # each deletion costs a Lease's duration
     installed.kubectl("rollout", "status", "-n", SYSTEM, "deployment", "-l", "app.kubernetes.io/component=operator")
 
 
