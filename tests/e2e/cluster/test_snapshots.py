@@ -82,7 +82,7 @@ def test_a_new_experiment_goes_on_where_a_deleted_one_ended(installed: Installed
 @pytest.mark.timeout(300)
 def test_it_goes_on_elsewhere_although_the_old_one_still_runs(installed: Installed, namespace: str) -> None:
     """As when a cluster is given up that goes on all the same: two of them train from the same checkpoints."""
-    old = longer(trials=2, epochs=1500)
+    old = longer(trials=1, epochs=120)
     old["spec"]["checkpoint"] = {"frequency": 3, "numToKeep": 1}  # so that it deletes what the other begins from
     installed.apply(namespace, old)
     installed.running(namespace, iteration=9)
@@ -92,19 +92,16 @@ def test_it_goes_on_elsewhere_although_the_old_one_still_runs(installed: Install
     again["spec"]["restoreFrom"] = {"configMap": "digits-snapshot"}
     installed.apply(namespace, again)
     for name in ("digits", "again"):
-        assert installed.await_success(namespace, name)["status"]["counts"] == {"Succeeded": 2}
-    for index in range(2):
-        one, other = (installed.trial(namespace, f"{name}-{index}")["status"] for name in ("digits", "again"))
-        first = other["history"][0]
-        assert first["fromIteration"] > 0, json.dumps(other)
-        assert other["base"]["attempt"] == 0, "its checkpoint was found in the other's prefix"
-        assert (one["failures"], other["failures"]) == (0, 0)
-        assert (one["iteration"], one["metrics"]) == (other["iteration"], other["metrics"]), "it is the same training"
+        assert installed.await_success(namespace, name)["status"]["counts"] == {"Succeeded": 1}
+    one, other = (installed.trial(namespace, f"{name}-0")["status"] for name in ("digits", "again"))
+    assert other["history"][0]["fromIteration"] > 0, json.dumps(other)
+    assert (one["failures"], other["failures"]) == (0, 0)
+    assert (one["iteration"], one["metrics"]) == (other["iteration"], other["metrics"]), "it is the same training"
 
 
 @pytest.mark.timeout(300)
 def test_without_operator_and_snapshot_the_trials_are_enough(installed: Installed, namespace: str) -> None:
-    installed.apply(namespace, longer(trials=2, epochs=600))
+    installed.apply(namespace, longer(trials=2, epochs=100))
     trial = installed.running(namespace)
     until("a snapshot", lambda: installed.items("configmaps", namespace, "-l", "trialkeeper.dev/experiment=digits"))
     installed.kubectl("delete", "pod", "-n", SYSTEM, "-l", "app.kubernetes.io/component=operator", "--force")
