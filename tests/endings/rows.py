@@ -35,7 +35,8 @@ from trialkeeper_operator.api.names import pod_names
 from trialkeeper_operator.api.times import stamp
 from trialkeeper_operator.api.trial import Trial
 from trialkeeper_operator.decide.pods import Site
-from trialkeeper_operator.decide.trial import DeletePod, View, plan
+from trialkeeper_operator.decide.trial import plan
+from trialkeeper_operator.decide.view import DeletePod, View
 
 TABLE = range(1, 38)  # the rows that there must be
 SITE = Site(store="s3://bucket")

@@ -14,7 +14,7 @@ from trialkeeper_operator.api.trial import Trial, TrialStatus
 from trialkeeper_operator.decide import endings, evidence, group, ledger, watchdogs
 from trialkeeper_operator.decide import trial as decide
 from trialkeeper_operator.decide.endings import Ending
-from trialkeeper_operator.decide.trial import Plan, View
+from trialkeeper_operator.decide.view import Plan, View
 from trialkeeper_operator.reconcile import experiment, restore, snapshot, trial, world
 from trialkeeper_operator.reconcile.ports import Object
 from trialkeeper_operator.reconcile.world import Outcome, World

@@ -14,7 +14,8 @@ from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.api.times import stamp
 from trialkeeper_operator.api.trial import Trial, TrialStatus
 from trialkeeper_operator.decide.pods import Site
-from trialkeeper_operator.decide.trial import (
+from trialkeeper_operator.decide.trial import plan
+from trialkeeper_operator.decide.view import (
     ConfirmAbsence,
     CreatePod,
     CreateService,
@@ -22,7 +23,6 @@ from trialkeeper_operator.decide.trial import (
     DeleteService,
     Plan,
     View,
-    plan,
 )
 
 SITE = Site(store="s3://bucket")

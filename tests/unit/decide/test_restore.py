@@ -12,7 +12,8 @@ from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.api.trial import Retried
 from trialkeeper_operator.decide import pods
 from trialkeeper_operator.decide.restore import Donor, RestoreRefused, Row, donor_of, restored, rows
-from trialkeeper_operator.decide.trial import View, plan
+from trialkeeper_operator.decide.trial import plan
+from trialkeeper_operator.decide.view import View
 
 DONOR = Donor("old", "default", "0123456789abcdef")
 PREFIX = "default/old-01234567"

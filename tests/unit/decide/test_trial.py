@@ -12,7 +12,8 @@ from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.api.times import stamp
 from trialkeeper_operator.api.trial import Trial
 from trialkeeper_operator.decide.pods import Site
-from trialkeeper_operator.decide.trial import ConfirmAbsence, CreatePod, DeletePod, Plan, View, plan
+from trialkeeper_operator.decide.trial import plan
+from trialkeeper_operator.decide.view import ConfirmAbsence, CreatePod, DeletePod, Plan, View
 
 STARTED = {
     "attempt": 1,

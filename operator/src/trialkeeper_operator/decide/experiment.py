@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from trialkeeper import contract
 from trialkeeper.store.address import Bucket, bucket_of
 from trialkeeper_operator.api import names
-from trialkeeper_operator.api.conditions import Condition, Verdict, set_condition
+from trialkeeper_operator.api.conditions import Condition, Verdict, find, set_condition
 from trialkeeper_operator.api.experiment import Best, Experiment, ExperimentStatus
 from trialkeeper_operator.api.times import stamp
 from trialkeeper_operator.api.trial import LostWork, Trial
@@ -31,7 +31,7 @@ class Plan:
 
 def over(status: ExperimentStatus) -> bool:
     """Whether the experiment has its verdict."""
-    condition = _condition(status, names.SUCCEEDED)
+    condition = find(status.conditions, names.SUCCEEDED)
     return condition is not None and condition.status != "Unknown"
 
 
@@ -61,7 +61,7 @@ def plan(
         return Plan(_refused(experiment, status, now))
     status = _accepted(experiment, status.model_copy(update={"template_hash": digest}), now)
     status = _roomed(experiment, status, limit, now)
-    settled = _condition(status, names.SUCCEEDED)
+    settled = find(status.conditions, names.SUCCEEDED)
     spent = status.active == 0 and status.trials >= limit
     if settled is not None and settled.status != "Unknown" and (settled.reason in names.STOPPING or spent):
         return Plan(status)
@@ -81,10 +81,6 @@ def plan(
     if status.active > 0:
         return Plan(_running(status, now, reason, names.STOPPING[reason]))
     return Plan(_finished(experiment, trials, status, reason, now))
-
-
-def _condition(status: ExperimentStatus, type_: str) -> Condition | None:
-    return next((c for c in status.conditions if c.type == type_), None)
 
 
 def _stopping(experiment: Experiment, trials: Sequence[Trial], settled: Condition | None) -> str | None:
@@ -177,7 +173,7 @@ def kept(status: ExperimentStatus, refusal: waiting.Waiting | None, now: float) 
     """The status with what has become of its snapshot; nothing is said of one that was always kept."""
     if refusal is not None:
         return _with(status, names.SNAPSHOT_KEPT, "False", refusal.reason, refusal.message, now)
-    if _condition(status, names.SNAPSHOT_KEPT) is None:
+    if find(status.conditions, names.SNAPSHOT_KEPT) is None:
         return status
     return _with(status, names.SNAPSHOT_KEPT, "True", "Written", "the snapshot is kept", now)
 
@@ -193,7 +189,7 @@ def swept(experiment: Experiment, status: ExperimentStatus, site: Site | None, n
         ways.append(f"deletionPolicy.checkpoints, afterwards: trialkeeper sweep {place} --delete {folder}")
     ours = site is not None and site.swept and spec.storage is None
     if not ways or ours:
-        if _condition(status, names.SWEPT) is None:
+        if find(status.conditions, names.SWEPT) is None:
             return status
         return _with(status, names.SWEPT, "True", "Operator" if ours else "NotWanted", "nobody has to do anything", now)
     message = f"the operator does not sweep this store, somebody must run, for {'; for '.join(ways)}"
@@ -221,7 +217,7 @@ def passed_over(status: ExperimentStatus, position: int, why: str, now: float) -
 
 def _roomed(experiment: Experiment, status: ExperimentStatus, limit: int, now: float) -> ExperimentStatus:
     """The status with whether the limit of trials leaves room for all entries of `enqueue`."""
-    left, said = len(experiment.spec.enqueue or ()) - status.enqueued, _condition(status, names.ENQUEUED)
+    left, said = len(experiment.spec.enqueue or ()) - status.enqueued, find(status.conditions, names.ENQUEUED)
     if left > 0 and status.trials >= limit:
         message = f"enqueue has {left} more than maxTrials leaves room for: raise it"
         return _with(status, names.ENQUEUED, "False", names.NO_ROOM, message, now)
@@ -255,7 +251,7 @@ def _stalled(
         held = waiting.Waiting(first.reason, f"{stuck[0].name}: {first.message}")
     if held is not None and len(stuck) == len(active):
         return _with(status, names.STALLED, "True", held.reason, held.message, now)
-    if _condition(status, names.STALLED) is None:
+    if find(status.conditions, names.STALLED) is None:
         return status
     return _with(status, names.STALLED, "False", "Going", "a trial makes progress, or none is active", now)
 
@@ -275,13 +271,13 @@ def _suspended(status: ExperimentStatus, trials: Sequence[Trial], now: float) ->
 
 def _resumed(status: ExperimentStatus, now: float) -> ExperimentStatus:
     """The status of one that is not suspended; nothing is said of one that never was."""
-    if _condition(status, names.SUSPENDED) is None:
+    if find(status.conditions, names.SUSPENDED) is None:
         return status
     return _with(status, names.SUSPENDED, "False", "Resumed", "spec.suspend is false", now)
 
 
 def _running(status: ExperimentStatus, now: float, reason: str, message: str) -> ExperimentStatus:
-    stalled = _condition(status, names.STALLED)
+    stalled = find(status.conditions, names.STALLED)
     going = "Stalled" if stalled is not None and stalled.status == "True" else "Running"
     phase = "Stopping" if reason in names.STOPPING else going
     status = status.model_copy(update={"phase": phase, "completion_time": None})
@@ -298,7 +294,7 @@ def _finished(
     elif reason == names.FAIL_EXPERIMENT:
         verdict, message = "False", _fatal(trials)
     elif reason == names.REPEATED_ERROR:
-        stalled = _condition(status, names.STALLED)
+        stalled = find(status.conditions, names.STALLED)
         verdict, message = "False", stalled.message if stalled else names.STOPPING[reason]
     elif succeeded == 0 and reason != names.TARGET_REACHED and trials:
         verdict, reason = "False", names.NO_TRIAL_SUCCEEDED

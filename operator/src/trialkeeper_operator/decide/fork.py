@@ -60,8 +60,8 @@ def fork(experiment: Experiment, base: EnqueuedBase, donor: Trial | None, theirs
     if theirs.spec.storage != experiment.spec.storage:
         raise NoBase(f"{base.trial} keeps its checkpoints in another store than this experiment")
     known, over = donor.status.checkpoint, donor.status.phase in ledger.FINAL
-    wanted = base.iteration or (known.iteration if known else 0)
     newest = known.iteration if known else 0
+    wanted = base.iteration or newest
     if newest < max(wanted, 1):
         has = f"its newest checkpoint is of iteration {newest}" if newest else "it has no checkpoint"
         if over:

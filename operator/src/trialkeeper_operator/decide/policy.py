@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from trialkeeper_operator.api.experiment import FailureRule
 from trialkeeper_operator.decide.evidence import Evidence, conditions_of, exit_code
@@ -22,6 +23,6 @@ def _holds(rule: FailureRule, e: Evidence) -> bool:
     return any((c.get("type"), c.get("status")) in wanted for c in conditions_of(e.pod) if _plain(c))
 
 
-def _plain(condition: object) -> bool:
+def _plain(condition: Mapping[str, Any]) -> bool:
     """Whether a condition's type and status can be looked for: others write pods, too."""
-    return isinstance(condition, dict) and all(isinstance(condition.get(key), str) for key in ("type", "status"))
+    return all(isinstance(condition.get(key), str) for key in ("type", "status"))

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from trialkeeper_operator.api import names
-from trialkeeper_operator.api.conditions import Condition, Verdict, set_condition
+from trialkeeper_operator.api.conditions import Condition, Verdict, find, set_condition
 from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.api.times import seconds, stamp
 from trialkeeper_operator.api.trial import Intent, TrialStatus
@@ -29,21 +29,6 @@ from trialkeeper_operator.decide.view import (
     Plan,
     View,
 )
-
-__all__ = [
-    "Action",
-    "ConfirmAbsence",
-    "CreatePod",
-    "CreateService",
-    "DeletePod",
-    "DeleteService",
-    "Plan",
-    "View",
-    "completed",
-    "leaving",
-    "plan",
-    "wanted",
-]
 
 
 def plan(view: View, now: float) -> Plan:
@@ -116,7 +101,8 @@ def wanted(view: View) -> Intent | None:
 
 def _condition(experiment: Experiment, kind: str) -> tuple[str, str]:
     """Status and reason of a condition, both empty if it is not there."""
-    return next(((c.status, c.reason) for c in experiment.status.conditions if c.type == kind), ("", ""))
+    found = find(experiment.status.conditions, kind)
+    return (found.status, found.reason) if found is not None else ("", "")
 
 
 def _observed(view: View, status: TrialStatus) -> TrialStatus | None:

@@ -74,30 +74,21 @@ def told() -> Iterator[None]:
 def trial_of(target: Named) -> Trial | None:
     """The Trial, None if there is none."""
     from trialkeeper_operator.api.trial import Trial
+    from trialkeeper_operator.local import kubectl
     from trialkeeper_operator.local.remote import TRIALS
 
-    found = _get(TRIALS, target)
+    found = kubectl.find(TRIALS, target.name, target.namespace)
     return Trial.from_object(found) if found else None
 
 
 def experiment_of(target: Named) -> Experiment | None:
     """The Experiment, None if there is none."""
     from trialkeeper_operator.api.experiment import Experiment
+    from trialkeeper_operator.local import kubectl
     from trialkeeper_operator.local.remote import EXPERIMENTS
 
-    found = _get(EXPERIMENTS, target)
+    found = kubectl.find(EXPERIMENTS, target.name, target.namespace)
     return Experiment.from_object(found) if found else None
-
-
-def _get(kind: str, target: Named) -> Object | None:
-    from trialkeeper_operator.local import kubectl
-
-    try:
-        return kubectl.get(kind, target.name, target.namespace)
-    except kubectl.Refusal as refusal:
-        if refusal.missing:
-            return None
-        raise
 
 
 def _there(target: Named) -> Trial:
@@ -299,20 +290,21 @@ def _over(trial: Trial) -> str:
 def _ended(experiment: Experiment) -> str | None:
     """Why an experiment is over, None while it is not."""
     from trialkeeper_operator.api import names
+    from trialkeeper_operator.api.conditions import find
 
-    verdict = next((c for c in experiment.status.conditions if c.type == names.SUCCEEDED), None)
+    verdict = find(experiment.status.conditions, names.SUCCEEDED)
     return verdict.reason if verdict is not None and verdict.status != "Unknown" else None
 
 
 def _goes_on(experiment: Experiment) -> None:
     """:raises Refused: if an experiment runs no trial any more, whatever anybody wants."""
     from trialkeeper_operator.api import names
+    from trialkeeper_operator.api.conditions import find
 
-    conditions = experiment.status.conditions
-    reason = next((c.reason for c in conditions if c.type == names.SUCCEEDED), "")
-    if reason in names.STOPPING:
+    verdict = find(experiment.status.conditions, names.SUCCEEDED)
+    if verdict is not None and verdict.reason in names.STOPPING:
         raise Refused(
-            f"{experiment.name} is over: {names.STOPPING[reason]}. A new Experiment with restoreFrom "
+            f"{experiment.name} is over: {names.STOPPING[verdict.reason]}. A new Experiment with restoreFrom "
             f"{{configMap: {experiment.name}-snapshot}} goes on from it"
         )
 

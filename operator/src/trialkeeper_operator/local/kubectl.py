@@ -62,6 +62,20 @@ def get(kind: str, name: str = "", namespace: str | None = None, *more: str) -> 
     return _answer("get", kind, namespace, *more, *(["--", name] if name else []))
 
 
+def find(kind: str, name: str, namespace: str | None) -> Object | None:
+    """An object, None if there is no such object.
+
+    :raises NoKubectl: if there is none here.
+    :raises Refusal: if there is no right to it, or no answer.
+    """
+    try:
+        return get(kind, name, namespace)
+    except Refusal as refusal:
+        if refusal.missing:
+            return None
+        raise
+
+
 def patch(kind: str, name: str, namespace: str, change: Object) -> Object:
     """Change some fields of an object (RFC 7386), with metadata.resourceVersion only if it is still that one; as it is.
 

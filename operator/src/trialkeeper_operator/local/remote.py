@@ -67,15 +67,11 @@ def open_experiment(where: str) -> Source:
 
 
 def _experiment(name: str, namespace: str | None) -> Object:
-    try:
-        return kubectl.get(EXPERIMENTS, name, namespace)
-    except Refusal as refusal:
-        if refusal.missing:
-            there = f" in namespace {namespace}" if namespace else " in the namespace of kubectl's context"
-            raise NotThere(
-                f"there is no Experiment {name}{there}: write exp/NAMESPACE/{name} for another one"
-            ) from None
-        raise
+    found = kubectl.find(EXPERIMENTS, name, namespace)
+    if found is None:
+        there = f" in namespace {namespace}" if namespace else " in the namespace of kubectl's context"
+        raise NotThere(f"there is no Experiment {name}{there}: write exp/NAMESPACE/{name} for another one")
+    return found
 
 
 def _knowing(experiment: Experiment) -> Callable[[], Known]:

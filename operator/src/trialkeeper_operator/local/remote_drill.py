@@ -157,12 +157,8 @@ def _delete(trial: Trial, place: tuple[int, How], say: Say) -> None:
 
 
 def _trial(name: str, namespace: str) -> Trial | None:
-    try:
-        return Trial.from_object(kubectl.get(TRIALS, name, namespace))
-    except kubectl.Refusal as refusal:
-        if refusal.missing:
-            return None
-        raise
+    found = kubectl.find(TRIALS, name, namespace)
+    return Trial.from_object(found) if found is not None else None
 
 
 def _refused(made: Experiment, *, overdue: bool) -> None:

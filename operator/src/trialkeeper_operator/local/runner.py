@@ -23,6 +23,7 @@ from trialkeeper_operator.cluster.admission import admission
 from trialkeeper_operator.cluster.journal import Journal, attach
 from trialkeeper_operator.cluster.memory import Memory
 from trialkeeper_operator.decide import ledger
+from trialkeeper_operator.decide.experiment import over
 from trialkeeper_operator.local import narration, summary
 from trialkeeper_operator.local.definition import NAMESPACE, ensure
 from trialkeeper_operator.local.donors import bring
@@ -177,13 +178,7 @@ class Run:
             return True
         if self._unfinished:
             return False
-        verdict = next((c for c in experiment.status.conditions if c.type == names.SUCCEEDED), None)
-        return (
-            verdict is not None
-            and verdict.status != "Unknown"
-            and current
-            and experiment.status.finished == len(self._trials)
-        )
+        return over(experiment.status) and current and experiment.status.finished == len(self._trials)
 
     async def carry_out(self) -> None:
         """Until the experiment is over, or somebody interrupts."""

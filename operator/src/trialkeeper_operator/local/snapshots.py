@@ -198,10 +198,11 @@ def _models(found: Object, rows: Sequence[Object]) -> tuple[Experiment, list[Tri
 def _about(experiment: Experiment) -> list[str]:
     """The experiment in a few lines."""
     from trialkeeper_operator.api import names
+    from trialkeeper_operator.api.conditions import find
     from trialkeeper_operator.local.summary import printable, short
 
     status = experiment.status
-    verdict = next((c for c in status.conditions if c.type == names.SUCCEEDED), None)
+    verdict = find(status.conditions, names.SUCCEEDED)
     lines = [
         f"experiment  {experiment.name} in {experiment.namespace or 'default'}, uid {experiment.uid}",
         f"phase       {status.phase or '-'}" + (f" ({verdict.reason}): {verdict.message}" if verdict else ""),

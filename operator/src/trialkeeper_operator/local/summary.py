@@ -8,6 +8,7 @@ from typing import Any
 
 from trialkeeper import contract
 from trialkeeper_operator.api import names
+from trialkeeper_operator.api.conditions import find
 from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.api.times import seconds
 from trialkeeper_operator.api.trial import LostWork, Trial
@@ -19,7 +20,7 @@ FAILURES = 5  # lines about failed trials at the end
 def document(experiment: Experiment, trials: Sequence[Trial], run: Path, kills: tuple[int, int]) -> dict[str, Any]:
     """The document of `--output json`. `kills`: how many of `--preempt` happened, and how many were asked for."""
     status = experiment.status
-    verdict = next((c for c in status.conditions if c.type == names.SUCCEEDED), None)
+    verdict = find(status.conditions, names.SUCCEEDED)
     best = status.best.to_object() if status.best else None
     if best is not None:
         trial = next(t for t in trials if t.name == best["trial"])

@@ -65,12 +65,14 @@ def of_trials(experiment: Experiment, trials: Sequence[Trial], left_out: int = 0
 def of_experiments(experiments: Sequence[Experiment]) -> Picture:
     """All experiments of a namespace, a row each."""
     from trialkeeper_operator.api import names
+    from trialkeeper_operator.api.conditions import find
     from trialkeeper_operator.local.summary import lost, printable
 
     rows = []
     for experiment in experiments:
         of = experiment.status
-        verdict = next((c.reason for c in of.conditions if c.type == names.SUCCEEDED), "")
+        found = find(of.conditions, names.SUCCEEDED)
+        verdict = found.reason if found is not None else ""
         rows.append(
             (
                 experiment.name,

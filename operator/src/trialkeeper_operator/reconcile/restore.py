@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from trialkeeper_operator.api import names
+from trialkeeper_operator.api.conditions import holds
 from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.api.times import seconds
 from trialkeeper_operator.decide import evidence
@@ -40,8 +41,7 @@ def may_run(experiment: Experiment) -> bool:
     """Whether the trials that there are may be run: those taken over not before they are all there."""
     if experiment.spec.restore_from is None:
         return True
-    accepted = any(c.type == names.ACCEPTED and c.status == "True" for c in experiment.status.conditions)
-    return accepted and not pending(experiment)
+    return holds(experiment.status.conditions, names.ACCEPTED) and not pending(experiment)
 
 
 async def _saving(world: World, experiment: Experiment, donor: Donor) -> bool:

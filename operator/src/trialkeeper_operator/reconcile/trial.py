@@ -12,7 +12,7 @@ from trialkeeper_operator.api.trial import Trial, TrialStatus
 from trialkeeper_operator.decide import endings, evidence, ledger, waiting
 from trialkeeper_operator.decide import trial as decide
 from trialkeeper_operator.decide.endings import Ending
-from trialkeeper_operator.decide.trial import (
+from trialkeeper_operator.decide.view import (
     Action,
     ConfirmAbsence,
     CreatePod,

@@ -26,6 +26,7 @@ from trialkeeper.store import AlreadyThere, Unreachable
 from trialkeeper.store.tree import Tree
 from trialkeeper.sweep import Rules, Swept
 from trialkeeper_operator.api import names
+from trialkeeper_operator.api.conditions import holds
 from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.decide import ledger
 from trialkeeper_operator.decide.fork import prefix_of
@@ -153,7 +154,7 @@ class StoreSweep:
             if experiment is None or experiment.deleting or experiment.spec.storage is not None:
                 continue
             key = experiment.uid, experiment.generation
-            accepted = any(c.type == names.ACCEPTED and c.status == "True" for c in experiment.status.conditions)
+            accepted = holds(experiment.status.conditions, names.ACCEPTED)
             if accepted and key not in self._written and await self._serves(experiment.namespace):
                 wanted.append(experiment)
         for experiment in wanted:
