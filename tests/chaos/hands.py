@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import time
@@ -64,16 +63,10 @@ class Hands:
     def _end(self, what: str, name: str, uid: str) -> None:
         if what == "sigkill":
             _signal(self._first(lambda env: env.get("TRIALKEEPER_POD_UID") == uid), signal.SIGKILL)
-            return
-        kubectl = self._installed.kubectl
-        if what == "evict":
-            meta = {"name": name, "namespace": self._namespace}
-            body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": meta}
-            where = f"/api/v1/namespaces/{self._namespace}/pods/{name}/eviction"
-            kubectl("create", "--raw", where, "-f", "-", stdin=json.dumps(body))
-            return
-        how = ("--force", "--grace-period=0") if what == "force" else ()
-        kubectl("delete", "pod", name, "-n", self._namespace, "--wait=false", *how)
+        elif what == "evict":
+            self._installed.evict(self._namespace, name)
+        else:
+            self._installed.delete_pod(self._namespace, name, force=what == "force")
 
     def begin(self, act: Act) -> Callable[[], Done]:
         """Take something away; what brings it back when its time is over."""

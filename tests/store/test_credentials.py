@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from minio import Minio as Client
 from minio.error import S3Error
 
-from minio_server import KEYS, Minio, minio
+from minio_server import KEYS, Minio
 from trialkeeper_operator.serve.credentials import Credentials, Keys
 from trialkeeper_operator.serve.settings import StoreSettings
 
 OWN = "default/digits-0d6ee331"
 LONG = "n" * 63 + "/" + "e" * 40 + "-0d6ee33"  # as long as a prefix may be, but for a digit
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Minio]:
-    with minio(tmp_path_factory.mktemp("server")) as running:
-        yield running
 
 
 @pytest.fixture

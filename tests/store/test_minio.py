@@ -20,18 +20,12 @@ from urllib.parse import urlsplit
 import pytest
 
 import proof
-from minio_server import KEYS, Minio, minio
+from minio_server import KEYS, Minio
 from stores import environment_of, opened
 from trainers import PREAMBLE, SAVING, BucketPlace
 from trialkeeper import manifest
 from trialkeeper.store import AlreadyThere, Unreachable
 from trialkeeper.store.opening import open_store
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Minio]:
-    with minio(tmp_path_factory.mktemp("server")) as running:
-        yield running
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 from minio.credentials.providers import AssumeRoleProvider
 
-from minio_server import KEYS, Minio, minio
+from minio_server import KEYS, Minio
 from stores import environment_of
 from trainers import PREAMBLE, SAVING, BucketPlace
 from trialkeeper import contract, manifest, resuming, retention, saving
@@ -34,12 +33,6 @@ TRAINING = (
     + "for i in range(start, 400):\n    print(i, flush=True)\n"
     + "    trialkeeper.report({'loss': abs(i - 7)}, checkpoint=save)\n"
 )
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Minio]:
-    with minio(tmp_path_factory.mktemp("server")) as running:
-        yield running
 
 
 def test_after_kills_at_random_instants_orphans_are_swept_to_zero_and_nothing_else(

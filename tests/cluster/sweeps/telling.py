@@ -96,13 +96,7 @@ class Told(Life):
         """What happens to a call of the operator's, for the proxy."""
         if call.kind not in (names.EXPERIMENT, names.TRIAL, names.POD, names.CONFIG_MAP):
             return None
-        fault = self.broken.fault(call)
-        if call.writes:
-            self.watcher.note(
-                f"    write {self.writes}: {call.verb} {call.kind} {call.name} {fault.name if fault else ''}"
-            )
-            self.writes += 1
-        return fault
+        return self.decided(call, self.broken.fault)
 
     def _source(self) -> KopfSource:
         server = self.proxy.url
@@ -122,15 +116,9 @@ class Told(Life):
                 namespaces=[self.ground.namespace],
             )
             source.relisted = operator.sweep_soon
-            self._operators.append(operator)
-            work, dead = asyncio.ensure_future(operator.run()), asyncio.ensure_future(self._dead.wait())
             try:
-                await asyncio.wait({work, dead}, return_when=asyncio.FIRST_COMPLETED)
+                work = await self.lived(operator, self._dead)
             finally:
-                for task in (work, dead):
-                    task.cancel()
-                await asyncio.wait({work, dead})
-                self._operators.remove(operator)
                 await kube.close()
             if not work.cancelled() and (error := work.exception()) is not None:
                 raise error

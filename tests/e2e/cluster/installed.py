@@ -126,6 +126,17 @@ class Installed:
         found = self.items("pods", namespace, f"--field-selector=metadata.name={pod}")
         return str(found[0]["spec"].get("nodeName", "")) if found else ""
 
+    def delete_pod(self, namespace: str, pod: str, *, force: bool = False) -> None:
+        """`kubectl delete pod`, with the pod's grace or by force, which does not wait for its end."""
+        how = ("--force", "--grace-period=0") if force else ()
+        self.kubectl("delete", "pod", pod, "-n", namespace, "--wait=false", *how)
+
+    def evict(self, namespace: str, pod: str) -> None:
+        """Ask for a pod's eviction, as a drain does."""
+        body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": namespace}}
+        where = f"/api/v1/namespaces/{namespace}/pods/{pod}/eviction"
+        self.kubectl("create", "--raw", where, "-f", "-", stdin=json.dumps(body))
+
     def await_success(self, namespace: str, experiment: str, seconds: int = 240) -> Object:
         """`kubectl wait` as people use it; the experiment."""
         self.kubectl(

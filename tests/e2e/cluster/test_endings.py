@@ -33,20 +33,6 @@ Act = Callable[[Installed, str, str], object]  # what is done to a pod that runs
 IMAGE = "trialkeeper-trainer:0.1.0"
 
 
-def delete(installed: Installed, namespace: str, pod: str) -> object:
-    return installed.kubectl("delete", "pod", pod, "-n", namespace, "--wait=false")
-
-
-def force(installed: Installed, namespace: str, pod: str) -> object:
-    return installed.kubectl("delete", "pod", pod, "-n", namespace, "--force", "--grace-period=0")
-
-
-def evict(installed: Installed, namespace: str, pod: str) -> object:
-    body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": namespace}}
-    where = f"/api/v1/namespaces/{namespace}/pods/{pod}/eviction"
-    return installed.kubectl("create", "--raw", where, "-f", "-", stdin=json.dumps(body))
-
-
 @dataclass(frozen=True)
 class Scene:
     """A trainer, what is done to it, and the row that it must come to."""
@@ -94,7 +80,7 @@ SMALL = [{"name": "small", "emptyDir": {"sizeLimit": "1Mi"}}]
 
 SCENES: dict[str, Scene] = {
     "plain": Scene(1, ("Succeeded", "NoObjective"), "exited with code 0", "exit 0"),
-    "polite": Scene(2, ("Preempted", "Deleted"), "deleted by somebody", POLITE, act=delete),
+    "polite": Scene(2, ("Preempted", "Deleted"), "deleted by somebody", POLITE, act=Installed.delete_pod),
     "exit-1": Scene(4, ("Failed", "ExitCode"), "exited with code 1: no data", "echo no data; exit 1"),
     "exit-78": Scene(4, ("UserError", "UserError"), "another try cannot help", "exit 78"),
     "aborted": Scene(5, ("Failed", "Signal"), "ended by signal 6", "python -c 'import os; os.abort()'; exit $?"),
@@ -111,18 +97,18 @@ SCENES: dict[str, Scene] = {
             "resources": {"limits": {"memory": "64Mi"}},
         },
     ),
-    "deaf": Scene(9, ("Preempted", "EvictionByEvictionAPI"), "the pod was evicted", DEAF, act=evict),
-    "deleted": Scene(10, ("Preempted", "Deleted"), "deleted by somebody", DEAF, act=delete),
+    "deaf": Scene(9, ("Preempted", "EvictionByEvictionAPI"), "the pod was evicted", DEAF, act=Installed.evict),
+    "deleted": Scene(10, ("Preempted", "Deleted"), "deleted by somebody", DEAF, act=Installed.delete_pod),
     # What a force delete leaves of a pod depends on which event is its last.
     "forced": Scene(
         11,
         ("Lost", "PodGone"),
         "vanished before anybody saw|deleted by somebody",
         DEAF,
-        act=force,
+        act=partial(Installed.delete_pod, force=True),
         either=(("Preempted", "Deleted"),),
     ),
-    "evicted": Scene(12, ("Preempted", "EvictionByEvictionAPI"), "Eviction API: evicting", POLITE, act=evict),
+    "evicted": Scene(12, ("Preempted", "EvictionByEvictionAPI"), "Eviction API: evicting", POLITE, act=Installed.evict),
     "storage": Scene(
         18,
         ("Failed", "StorageLimit"),

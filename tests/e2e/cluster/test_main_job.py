@@ -76,7 +76,7 @@ def test_every_kill_costs_no_trial_and_changes_no_weight(installed: Installed, n
         go_on(installed, namespace, trial)
 
     trial = installed.running(namespace)
-    installed.kubectl("delete", "pod", "-n", namespace, trial["status"]["pod"]["name"], "--wait=false")
+    installed.delete_pod(namespace, trial["status"]["pod"]["name"])
     happened(trial, "Preempted", "Deleted")
 
     # Not the leader's own node: the ending of a pod that goes while nobody looks is another case, below.
@@ -93,7 +93,7 @@ def test_every_kill_costs_no_trial_and_changes_no_weight(installed: Installed, n
     # The pod goes while nobody looks: how it ended may never be known, but that it did not fail is.
     trial = installed.running(namespace)
     holder = installed.kill_operator()
-    installed.kubectl("delete", "pod", "-n", namespace, trial["status"]["pod"]["name"], "--wait=false")
+    installed.delete_pod(namespace, trial["status"]["pod"]["name"])
     entry = ended(installed, namespace, trial)
     assert (entry["class"], entry["reason"]) in UNSEEN, entry
     go_on(installed, namespace, trial)

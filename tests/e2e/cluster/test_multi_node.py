@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from e2e.cluster.installed import Installed
-from e2e.cluster.test_endings import IMAGE, evict, force
+from e2e.cluster.test_endings import IMAGE
 from e2e.cluster.test_main_job import ended, go_on
 from proof import bases, continuity, repeated, resumed, rows
 from testbed.wait import until
@@ -164,7 +164,7 @@ def test_two_pods_train_as_one_and_each_of_them_may_go(installed: Installed, nam
     assert len({installed.node_of(namespace, rank(trial, number)) for number in range(NODES)}) == NODES
     assert [s["metadata"]["name"] for s in installed.items("services", namespace)] == ["both-0"]
 
-    evict(installed, namespace, rank(trial, 1))
+    installed.evict(namespace, rank(trial, 1))
     entry = ended(installed, namespace, trial)
     assert (entry["class"], entry["reason"], entry["rank"]) == ("Preempted", "EvictionByEvictionAPI", 1), entry
     assert entry.get("lostIterations", 0) == 0
@@ -181,7 +181,7 @@ def test_two_pods_train_as_one_and_each_of_them_may_go(installed: Installed, nam
     assert node not in {installed.node_of(namespace, rank(again, number)) for number in range(NODES)}
 
     trial = installed.running(namespace, iteration=30)
-    force(installed, namespace, rank(trial, 0))
+    installed.delete_pod(namespace, rank(trial, 0), force=True)
     entry = ended(installed, namespace, trial)
     assert entry["class"] in ("Preempted", "Lost"), entry
     assert entry["rank"] == 0

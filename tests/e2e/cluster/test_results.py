@@ -72,7 +72,7 @@ def test_results_and_checkpoints_come_through_the_api_server(
             stderr=err,
         )
     trial = installed.running(namespace)
-    installed.kubectl("delete", "pod", "-n", namespace, trial["status"]["pod"]["name"], "--wait=false")
+    installed.delete_pod(namespace, trial["status"]["pod"]["name"])
     go_on(installed, namespace, trial)
     experiment = installed.await_success(namespace, "digits")
     assert following.wait(90) == 0, (tmp_path / "followed.err").read_text()

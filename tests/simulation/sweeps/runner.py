@@ -210,8 +210,9 @@ class Life:
 
     # The operators.
 
-    def _decide(self, call: Call) -> Fault | None:
-        fault = self.trouble.fault(call)
+    def decided(self, call: Call, fault_of: Callable[[Call], Fault | None]) -> Fault | None:
+        """What happens to a call; a write is noted with its number."""
+        fault = fault_of(call)
         if call.writes:
             self.watcher.note(
                 f"    write {self.writes}: {call.verb} {call.kind} {call.name} {fault.name if fault else ''}"
@@ -219,25 +220,30 @@ class Life:
             self.writes += 1
         return fault
 
+    async def lived(self, operator: Operator, gone: asyncio.Event) -> asyncio.Future[None]:
+        """An operator's life as a task that is over: by itself, or cancelled since it is gone."""
+        self._operators.append(operator)
+        work, end = asyncio.ensure_future(operator.run()), asyncio.ensure_future(gone.wait())
+        try:
+            await asyncio.wait({work, end}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (work, end):
+                task.cancel()
+            await asyncio.wait({work, end})
+            self._operators.remove(operator)
+        return work
+
     async def _leader(self) -> None:
         """One operator after the other, as often as one dies or is not there."""
         for life in itertools.count():
             operator = Operator(
-                FaultyCluster(self.trouble.cluster(self.cluster), self._decide),
+                FaultyCluster(self.trouble.cluster(self.cluster), partial(self.decided, fault_of=self.trouble.fault)),
                 self.trouble.source(self.history, life),
                 now=lambda: self.now() + self.trouble.ahead(),
                 sweep_interval=self.sweep,
                 site=Site() if self.plot.site else None,
             )
-            self._operators.append(operator)
-            work, away = asyncio.ensure_future(operator.run()), asyncio.ensure_future(self._away.wait())
-            try:
-                await asyncio.wait({work, away}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for task in (work, away):
-                    task.cancel()
-                await asyncio.wait({work, away})
-                self._operators.remove(operator)
+            work = await self.lived(operator, self._away)
             if not work.cancelled():
                 _only_crashes(work.exception())
                 self.watcher.note("the operator has crashed")

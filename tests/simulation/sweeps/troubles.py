@@ -8,13 +8,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple, TypeVar
 
-from faults import Call, Fault, LaggingSource, LossySource
+from faults import Call, Fault, FaultyCluster, LaggingSource, LossySource
 from simulation.sweeps.history import History, Telling
 from simulation.sweeps.runner import Life, Trouble
-from trialkeeper_operator.reconcile.ports import Cluster, Object, Source
+from trialkeeper_operator.reconcile.ports import Cluster, Source
+
+T = TypeVar("T")
 
 REVISIONS = 20  # by which what an operator reads after its start may be old
 CATCHES_UP = 30.0  # seconds until its watch has told of what came after that
@@ -74,61 +76,18 @@ def _jump(seconds: float) -> Kind:
     return Kind(lambda life: life.writes, at)
 
 
-class Late:
+class Late(FaultyCluster):
     """A Cluster whose calls take their time, before and after they are carried out."""
 
     def __init__(self, inner: Cluster, rng: random.Random) -> None:
-        self._inner, self._rng = inner, rng
+        super().__init__(inner, lambda call: None)
+        self._rng = rng
 
-    async def _late(self) -> None:
+    async def _call(self, verb: str, kind: str, name: str, doing: Callable[[], Awaitable[T]]) -> T:
         await asyncio.sleep(self._rng.choice(LAGS))
-
-    async def get(self, kind: str, namespace: str, name: str) -> Object | None:
-        await self._late()
-        found = await self._inner.get(kind, namespace, name)
-        await self._late()
-        return found
-
-    async def list(
-        self, kind: str, namespace: str | None = None, labels: Mapping[str, str] | None = None
-    ) -> AsyncIterator[Object]:
-        await self._late()
-        found = [obj async for obj in self._inner.list(kind, namespace, labels)]
-        await self._late()
-        for obj in found:
-            yield obj
-
-    async def create(self, body: Object, *, dry_run: bool = False) -> Object:
-        await self._late()
-        created = await self._inner.create(body, dry_run=dry_run)
-        await self._late()
-        return created
-
-    async def put(self, body: Object) -> Object:
-        await self._late()
-        written = await self._inner.put(body)
-        await self._late()
-        return written
-
-    async def put_status(self, body: Object) -> Object:
-        await self._late()
-        written = await self._inner.put_status(body)
-        await self._late()
-        return written
-
-    async def delete(
-        self,
-        kind: str,
-        namespace: str,
-        name: str,
-        *,
-        uid: str | None = None,
-        version: str | None = None,
-        grace_seconds: int | None = None,
-    ) -> None:
-        await self._late()
-        await self._inner.delete(kind, namespace, name, uid=uid, version=version, grace_seconds=grace_seconds)
-        await self._late()
+        done = await super()._call(verb, kind, name, doing)
+        await asyncio.sleep(self._rng.choice(LAGS))
+        return done
 
 
 def _two_leaders(place: int) -> Trouble:
