@@ -182,7 +182,7 @@ def undisturbed(name: str, seed: int, parameters: Row, folder: Path, script: str
         "TRIALKEEPER_PARAMS": json.dumps(parameters),
         "TRIALKEEPER_SETTINGS": '{"checkpoint": {"frequency": 1}}',
         "TRIALKEEPER_SCRATCH": str(folder / "scratch" / name),
-        "TRIALKEEPER_TERMINATION_LOG": os.devnull,
+        "TRIALKEEPER_TERMINATION_LOG": str(folder / f"{name}.last-words"),
     }
     subprocess.run([sys.executable, script], cwd=EXAMPLES, env=env, check=True, timeout=900)
     return folder / name

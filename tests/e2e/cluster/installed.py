@@ -174,6 +174,12 @@ class Installed:
         finally:
             self.kubectl("uncordon", node)
 
+    def upgrade(self, *options: str) -> None:
+        """`helm upgrade` to the same chart with other values, until all that is new is ready."""
+        chart = str(ROOT / "charts" / "trialkeeper")
+        arguments = ("upgrade", "trialkeeper", chart, "-n", SYSTEM, "--reuse-values", "--wait", "--timeout=180s")
+        self.cluster.helm(*arguments, *options)
+
     def leader(self) -> Object:
         """The operator's pod that leads, once there is exactly one."""
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from e2e.cluster.installed import SYSTEM, Installed
 from e2e.cluster.test_main_job import ended, go_on, longer
+from testbed.shell import CommandFailed
 from testbed.wait import until
 from trialkeeper_operator.api.times import seconds
 
@@ -17,7 +20,8 @@ Object = dict[str, Any]
 # Node monitor grace 12 s here (40 to 50 s elsewhere), 20 s of toleration, and what seeing, starting and saving take.
 GRACE, USUAL_GRACE = 12, 50
 BOUND = GRACE + 20 + 35
-RUNNING = 90  # seconds from a kubelet's death to the trial's next container, in a cluster with the usual grace
+# Seconds from a kubelet's death to the trial's next container, in a cluster with the usual grace.
+RUNNING, RUNNING_BLINDLY = 90, 260
 
 
 def lead_from(installed: Installed, node: str) -> None:
@@ -44,6 +48,20 @@ def gap(installed: Installed, namespace: str, again: Object, killed: float) -> f
     (status,) = pod["status"]["containerStatuses"]
     state = status["state"].get("running") or status["state"]["terminated"]
     return seconds(state["startedAt"]) - killed - GRACE + USUAL_GRACE
+
+
+@contextmanager
+def in_one_namespace(installed: Installed, namespace: str) -> Iterator[None]:
+    """The installation as a team has it that is given one namespace, and no right to read nodes."""
+    installed.upgrade("--set", f"watchNamespaces={{{namespace}}}")
+    try:
+        account = installed.leader()["spec"]["serviceAccountName"]
+        with pytest.raises(CommandFailed):
+            installed.kubectl("auth", "can-i", "list", "nodes", f"--as=system:serviceaccount:{SYSTEM}:{account}")
+        yield
+    finally:
+        installed.cluster.helm("rollback", "trialkeeper", "-n", SYSTEM, "--wait", "--timeout=180s")
+        installed.leader()
 
 
 @pytest.mark.timeout(400)
@@ -80,3 +98,26 @@ def test_the_trials_of_a_lost_node_go_on_on_the_other_one(installed: Installed, 
         node.start()
         installed.await_nodes()
     installed.kubectl("delete", "exp", "digits", "-n", namespace)
+
+
+@pytest.mark.timeout(600)
+def test_an_operator_that_may_not_read_nodes_knows_a_lost_one_by_its_pods(installed: Installed, namespace: str) -> None:
+    cluster = installed.hosts
+    (store,) = installed.items("pods", SYSTEM, "-l", "app.kubernetes.io/component=store")
+    safe = store["spec"]["nodeName"]
+    (victim,) = set(cluster.nodes) - {safe}
+    with in_one_namespace(installed, namespace):
+        installed.apply(namespace, longer(trials=2, epochs=4000))
+        trial = installed.running(namespace, off=safe)
+        killed = time.time()
+        cluster.node(victim).stop_kubelet()
+        try:
+            entry = ended(installed, namespace, trial, RUNNING_BLINDLY)
+            assert (entry["class"], entry["reason"], entry["node"]) == ("Lost", "NodeLost", victim), entry
+            again = go_on(installed, namespace, trial)
+            assert gap(installed, namespace, again, killed) < RUNNING_BLINDLY
+            assert again["status"]["failures"] == 0
+        finally:
+            cluster.node(victim).start()
+            installed.await_nodes()
+        installed.kubectl("delete", "exp", "digits", "-n", namespace)

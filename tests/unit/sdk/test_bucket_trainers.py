@@ -202,6 +202,44 @@ def test_whoever_is_asked_to_go_before_its_end_could_be_saved_is_not_complete(pl
     assert "the last checkpoint is of iteration" in last.text or "SIGTERM" in last.text
 
 
+@pytest.mark.parametrize("comes_back", [True, False])
+@pytest.mark.parametrize(
+    "end", ["", "trialkeeper.report({'loss': 0.0}, checkpoint=save)\n"], ids=["returns", "is stopped"]
+)
+def test_a_trainer_is_complete_once_its_last_state_is_in_the_store(
+    end: str, comes_back: bool, place: BucketPlace, server: Fake
+) -> None:
+    place.settings["stop"] = {"maxIterations": 6}
+    place.settings["checkpoint"] = {"frequency": 3}
+    asked: list[Request] = []
+
+    def reset(request: Request) -> Fault | None:
+        if not asked and f"/data/a000001-i{6 if end else 5:012d}" not in request.key:
+            return None
+        asked.append(request)
+        return None if comes_back and len(asked) > 4 else Fault()
+
+    server.fault = reset
+    patience = (
+        "import trialkeeper.resuming as r\n"
+        f"r.PATIENCE, r.PAUSE = {60 if comes_back else 1}, 0.05\n"
+        "def save(folder): (folder / 'w').write_bytes(os.urandom(9))\n"
+    )
+    left = place.run(f"{patience}for i in range(5):\n    trialkeeper.report({{'loss': 1.0}}, checkpoint=save)\n{end}")
+    server.fault = lambda _: None
+    assert len(asked) > 1, left.err
+    assert left.code == 0, left.err
+    saved = max(int(m[-12:]) for m in place.manifests())
+    if comes_back:
+        assert left.end == ("complete", "MaxIterations" if end else ""), left.err
+        assert saved == (6 if end else 5)
+        return
+    assert left.end == ("error", "StoreUnreachable"), left.err
+    assert left.last is not None
+    assert left.last.text.startswith(f"at its end, the last checkpoint is of iteration {saved}: the bucket"), left.last
+    assert saved < 5
+
+
 def test_keys_are_lent_by_the_report_service_and_renewed_with_the_newest_token(
     place: BucketPlace, server: Fake, tmp_path: Path
 ) -> None:

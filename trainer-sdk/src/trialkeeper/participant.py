@@ -195,10 +195,10 @@ class Participant:
 
     # The end.
 
-    def _save_at_end(self) -> str:
+    def _save_at_end(self) -> None:
         """At a clean end: this rank's part of the last state, if rank 0 saves it."""
         if self._exit is not None:
-            return ""
+            return
         try:
             said = self._decided(lambda: self._rank_zero.hear("end"))
             if said is not None:
@@ -207,7 +207,6 @@ class Participant:
             session.warn(f"the last state could not be saved at the end: {type(error).__name__}: {error}")
         except SystemExit:
             pass
-        return ""
 
     def _finish(self) -> None:
         """Have what is on its way finished."""

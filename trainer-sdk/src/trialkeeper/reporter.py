@@ -66,6 +66,7 @@ class Reporter:
         self._sent_at = time.monotonic()  # when the raw results were sent last, where they have to be
         if current.owner:
             current.before_end, current.last_words = self._save_at_end, self._store_last_words
+            current.unsaved = self._unsaved
             current.needs = self._saves.needs
             current.refresh, current.at_fork = self._refresh, self._saves.uploader.forked
             if env.plain:
@@ -426,48 +427,55 @@ class Reporter:
         self.session.end(contract.END_PREEMPTED, text=f"asked to go at iteration {self._tally.iteration}: {kept}")
         self._go(TrialPreempted)
 
-    def _save_at_end(self) -> str:
-        """At a clean end: the last state, if the last report has shown how to save it and it is not saved yet.
-
-        What a person has to know of it, for the last words; empty if all is well.
-        """
+    def _save_at_end(self) -> None:
+        """At a clean end: the last state, if the last report has shown how to save it and it is not saved yet."""
         if not self._begun:
-            return ""
-        said = ""
+            return
         try:
-            if self._saves.schedule.policy.at_end and not self._save_last():
-                said = f"the last checkpoint is of iteration {self._saves.schedule.saved_iteration}: {self._trouble}"
+            if self._saves.schedule.policy.at_end:
+                self._save_last()
         except Exception as error:
+            self._save = None  # its trainer's own trouble, which another attempt would have again
             session.warn(f"the last state could not be saved at the end: {type(error).__name__}: {error}")
         except SystemExit:
-            return ""
+            return
         self._say()
-        return said
 
-    def _save_last(self) -> bool:
-        """Whether the last state is in the store. While nobody answers there, again and again: nobody will come by
-        to save it later."""
+    def _save_last(self) -> None:
+        """Save the last state. While nobody answers in the store, again and again: nobody will come by to save it
+        later."""
         end = time.monotonic() + resuming.PATIENCE
         while True:
             self._flush(None)
-            unsaved = self._saves.schedule.handed_iteration < self._tally.iteration
-            if not unsaved or self._save is None:
-                return self._saves.schedule.saved_iteration >= self._saves.schedule.handed_iteration
+            if self._saves.schedule.handed_iteration >= self._tally.iteration or self._save is None:
+                return
             nonce = "" if self._ranks.alone else shards.nonce()
             if self._may_save("final"):
                 self._ranks.say("end", {"nonce": nonce, "iteration": self._tally.iteration, "why": "final"})
                 if self._hand_over(self._save, "final", nonce) and self._flush(None):
-                    return True
+                    return
             if not self._ranks.alone:
-                return False  # the others are on their way out
-            gone = isinstance(self._trouble, Unreachable) and not isinstance(self._trouble, Denied)
-            if not gone or time.monotonic() >= end or self.session.signalled:
-                return False
+                return  # the others are on their way out
+            if not self._unreachable() or time.monotonic() >= end or self.session.signalled:
+                return
             self.session.await_signal(resuming.PAUSE)
 
+    def _unsaved(self) -> session.Unsaved | None:
+        """What a complete end would leave behind nowhere, once it is of no use to wait any more."""
+        schedule = self._saves.schedule
+        wanted = self._tally.iteration if self._save is not None else schedule.handed_iteration
+        if not self._begun or not schedule.policy.at_end or schedule.saved_iteration >= wanted:
+            return None
+        words = f"the last checkpoint is of iteration {schedule.saved_iteration}: {self._trouble}"
+        return session.Unsaved(words, self._unreachable())
+
+    def _unreachable(self) -> bool:
+        """Whether nobody has answered in the store when it was needed last."""
+        return isinstance(self._trouble, Unreachable) and not isinstance(self._trouble, Denied)
+
     def _store_last_words(self, message: Message) -> None:
-        if not self._begun:
-            return
+        if not self._begun or message.reason == contract.REASON_STORE:
+            return  # nobody answers there, and what was reported since the last checkpoint is run again
         try:
             if message.end != contract.END_FENCED and (
                 not self._results.remote or self._saves.synced < self._results.size

@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trialkeeper import contract, environment
 from trialkeeper.contract import Message
@@ -76,6 +76,13 @@ def _forked() -> None:
         signals.forked()
 
 
+class Unsaved(NamedTuple):
+    """A last state that is not in the store: words for people, and whether that is only because nobody answers there."""
+
+    words: str
+    unreachable: bool
+
+
 class Session:
     """One process's session. `message` is what the owner would leave behind now."""
 
@@ -96,7 +103,8 @@ class Session:
         self.refresh: Callable[[], None] | None = None  # has what is on its way finished, and `message` up to date
         self.needs: Callable[[], float] = lambda: 0.0  # seconds that a fresh save takes to be through
         self.at_fork: Callable[[], None] | None = None
-        self.before_end: Callable[[], str] | None = None  # what reporting wants done, and said, at a complete end
+        self.before_end: Callable[[], None] | None = None  # what reporting wants done at a complete end
+        self.unsaved: Callable[[], Unsaved | None] = lambda: None  # what a complete end would leave behind nowhere
         self.last_words: Callable[[Message], None] | None = None  # what reporting does with the final message
         self.new_settings: deque[Settings] = deque(maxlen=1)  # from an answer, for the next report
         self._live: Live | None = None
@@ -298,12 +306,34 @@ class Session:
             text = f"rank {rank}: {text}"
         if self.refresh is not None and end != contract.END_FENCED:
             self.refresh()
+        if end == contract.END_COMPLETE:
+            end, reason, text = self._completed(reason, text)
         self.update(end=end, reason=reason, text=text)
         self._write_termination()
         if self.last_words is not None:
             self.last_words(self.message)
         self.tell(last=True)
         self.leads.close(complete=end == contract.END_COMPLETE)
+
+    def _completed(self, reason: str, text: str) -> tuple[str, str, str]:
+        """What a complete end comes to now that nothing more can be saved.
+
+        Where only the store, or the time, was missing for the last state, the next attempt does the rest again.
+        """
+        unsaved = self.unsaved()
+        if unsaved is None:
+            return contract.END_COMPLETE, reason, text
+        if self._asked():
+            return contract.END_PREEMPTED, "", f"asked to go before the end was saved: {unsaved.words}"
+        if unsaved.unreachable:
+            return contract.END_ERROR, contract.REASON_STORE, f"at its end, {unsaved.words}"
+        return contract.END_COMPLETE, reason, text or unsaved.words
+
+    def _asked(self) -> bool:
+        """Whether this process was asked to go, by a signal that has just come, too."""
+        from trialkeeper import signals
+
+        return self.signalled or signals.came()
 
     def await_signal(self, seconds: float) -> bool:
         """Wait until this process is asked to go, or so many seconds; whether it was asked."""
@@ -315,9 +345,7 @@ class Session:
     def _at_exit(self) -> None:
         if not self.owner or self._ended:
             return
-        from trialkeeper import signals
-
-        asked = self.signalled or signals.came()
+        asked = self._asked()
         if self.failure is not None:
             from trialkeeper.failures import describe
 
@@ -329,20 +357,15 @@ class Session:
         elif asked:
             self.end(contract.END_PREEMPTED, text="the trainer left after SIGTERM")
         else:
-            missing = self.before_end() if self.before_end is not None else ""
-            if missing and (self.signalled or signals.came()):
-                # It was through, but what it came to is nowhere: the next attempt does the rest again.
-                self.end(contract.END_PREEMPTED, text=f"asked to go before the end was saved: {missing}")
-            else:
-                self.end(contract.END_COMPLETE, text=missing)
+            if self.before_end is not None:
+                self.before_end()
+            self.end(contract.END_COMPLETE)
 
     def _at_followers_exit(self) -> None:
         """Another rank's end: its part of what is on its way is finished, and rank 0 hears of a failure."""
         if not self.follower or self.follows is None:
             return
-        from trialkeeper import signals
-
-        asked = self.signalled or signals.came()
+        asked = self._asked()
         if self.failure is not None and not asked:
             from trialkeeper.failures import describe
 

@@ -153,8 +153,7 @@ def _end(trainable: Trainable, clean: bool) -> None:
     current = session.current()
     save_now, current.before_end = current.before_end, None
     if clean and save_now is not None:
-        said = save_now()
-        current.before_end = lambda: said
+        save_now()
     try:
         trainable.cleanup()
     except Exception as error:

@@ -19,7 +19,7 @@ from trialkeeper_operator.reconcile.ports import ClusterError, Object
 log = logging.getLogger(__name__)
 
 LABEL_LEADER = f"{names.GROUP}/leader"
-INTERVAL = 10.0  # seconds between two looks at the replicas' pods
+INTERVAL = 5.0  # seconds between two looks at the replicas' pods
 LOOKS = 2  # so many in a row must show a better replica: one probe that was late is no reason
 _ALIKE = tuple(f"app.kubernetes.io/{part}" for part in ("name", "instance", "component"))  # labels of all replicas
 
