@@ -35,11 +35,28 @@ def asked(
     return suggest(algorithm, question).parameters
 
 
+@pytest.mark.parametrize(
+    ("range_", "u", "value"),
+    [
+        ({"min": 0, "max": 1}, 1 / 3, 0.33333333),
+        ({"min": -200, "max": 800}, 2 / 3, 466.66667),
+        ({"min": 1e-5, "max": 0.1, "scale": "Log"}, 1 / 3, 0.00021544347),
+        ({"min": 1e6, "max": 1e6 + 0.01}, 1 / 3, 1000000.003333333),
+        ({"min": 0.1, "max": 0.1000000000001}, 1.0, 0.1000000000001),
+        ({"min": 1e-300, "max": 1e18, "scale": "Log"}, 300 / 318, 1.0),
+        ({"min": -1e18, "max": 1e18}, 2 / 3, 333333300000000000.0),
+    ],
+)
+def test_a_continuous_value_has_eight_digits(range_: dict[str, Any], u: float, value: float) -> None:
+    of = Parameter.model_validate({"name": "x", "float": range_})
+    assert at(of, u) == value
+
+
 def test_random_is_pinned_for_ever() -> None:
     assert [asked(ALL, "Random", i) for i in range(3)] == [
-        {"lr": 0.04693839600659525, "hidden": 64, "optimizer": "1", "epochs": 20},
-        {"lr": 0.020177057983186714, "hidden": 56, "optimizer": "sgd", "momentum": 0.2, "epochs": 20},
-        {"lr": 0.006405669120235736, "hidden": 80, "optimizer": 1, "momentum": 0.6, "epochs": 20},
+        {"lr": 0.046938396, "hidden": 64, "optimizer": "1", "epochs": 20},
+        {"lr": 0.020177058, "hidden": 56, "optimizer": "sgd", "momentum": 0.2, "epochs": 20},
+        {"lr": 0.0064056691, "hidden": 80, "optimizer": 1, "momentum": 0.6, "epochs": 20},
     ]
     assert asked(ALL, "Random", 5) == asked(ALL, "Random", 5)
     assert asked(ALL, "Random", 5) != asked(ALL, "Random", 6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import zlib
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builders import experiment, trial
+from trialkeeper_operator.api.parameters import Parameter
+from trialkeeper_operator.api.times import seconds, stamp
+from trialkeeper_operator.api.trial import usual_seed
+from trialkeeper_operator.search.space import at
 from trialkeeper_operator.state import snapshot
 from trialkeeper_operator.state.snapshot import SnapshotInvalid, decode, encode
 
@@ -74,7 +79,7 @@ def harsh(count: int) -> list[dict[str, Any]]:
     """Trials in which nothing repeats: three continuous parameters, two metrics, and every digit that a float has."""
     rng = random.Random(2)
 
-    def seconds() -> float:
+    def some() -> float:
         return rng.uniform(10, 4000)
 
     def metric() -> dict[str, float]:
@@ -97,9 +102,9 @@ def harsh(count: int) -> list[dict[str, Any]]:
             closed=attempt,
             disruptions=attempt - 1,
             iteration=(iteration := rng.randint(1, 200)),
-            trainedSeconds=seconds(),
-            runningSeconds=seconds(),
-            lostWork={"iterations": rng.randint(0, 5), "seconds": seconds(), "restartSeconds": seconds()},
+            trainedSeconds=some(),
+            runningSeconds=some(),
+            lostWork={"iterations": rng.randint(0, 5), "seconds": some(), "restartSeconds": some()},
             metrics={"loss": metric(), "accuracy": metric()},
             checkpoint={
                 "attempt": attempt,
@@ -119,6 +124,68 @@ def test_ten_thousand_trials_in_which_nothing_repeats_fit_into_a_config_map() ->
     assert size < 0.9 * snapshot.COMPRESSED_LIMIT, size
 
 
+def usual(count: int) -> list[dict[str, Any]]:
+    """Trials as a search makes them, fifty at a time: two continuous parameters, three choices, two metrics."""
+    rng = random.Random(3)
+    lr = Parameter.model_validate({"name": "lr", "float": {"min": 1e-5, "max": 0.1, "scale": "Log"}})
+    momentum = Parameter.model_validate({"name": "momentum", "float": {"min": 0.8, "max": 0.99}})
+    free = [1.79e9] * 50  # when a place becomes free
+    rows = []
+    for i in range(count):
+        began = min(free)
+        again = rng.random() < 0.1
+        iterations = rng.choice([3, 9, 27, 81])
+        trained = iterations * rng.uniform(4, 6)
+        lost = rng.uniform(0, 30) if again else 0.0
+        ended = began + trained + lost + rng.uniform(3, 6)
+        free[free.index(began)] = ended
+        loss, best, right = rng.uniform(0.05, 2), rng.uniform(0, 0.01), rng.random()
+        attempt = 2 if again else 1
+        rows.append(
+            trial(
+                f"exp-{i}",
+                index=i,
+                spec={
+                    "parameters": {
+                        "lr": at(lr, rng.random()),
+                        "momentum": at(momentum, rng.random()),
+                        "batch": rng.choice([16, 32, 64, 128]),
+                        "layers": rng.choice([2, 3, 4]),
+                        "optimizer": rng.choice(["adam", "sgd"]),
+                    },
+                    "seed": usual_seed(1, i),
+                },
+                phase="Succeeded",
+                reason="Completed",
+                attempt=attempt,
+                closed=attempt,
+                disruptions=attempt - 1,
+                iteration=iterations,
+                trainedSeconds=trained,
+                runningSeconds=ended - began,
+                lostWork={"iterations": rng.randint(0, 2), "seconds": lost, "restartSeconds": 4.2} if again else {},
+                metrics={
+                    "loss": {"last": loss, "min": loss - (best if i % 4 else 0), "max": 2.302585},
+                    "accuracy": {"last": right, "min": 0.1, "max": right},
+                },
+                checkpoint={
+                    "attempt": attempt,
+                    "iteration": iterations,
+                    "key": f"manifests/a{attempt:06d}-i{iterations:012d}.json",
+                    "time": stamp(ended - rng.uniform(0.1, 1.5)),
+                },
+                startTime=stamp(began),
+                completionTime=stamp(ended),
+            )
+        )
+    return rows
+
+
+def test_ten_thousand_trials_of_a_usual_search_are_below_300_kib() -> None:
+    size = len(encode(experiment(), usual(10_000)))
+    assert size < 300 * 1024, size
+
+
 def test_parameters_are_exact_and_metrics_nearly_so() -> None:
     of, rows = experiment(), harsh(50)
     _, found = decode(encode(of, rows))
@@ -130,6 +197,29 @@ def test_parameters_are_exact_and_metrics_nearly_so() -> None:
             assert row["status"]["metrics"][name] == pytest.approx(
                 original["status"]["metrics"][name], rel=0.51 * 10 ** (1 - digits)
             )
+
+
+@pytest.mark.parametrize("make", [usual, harsh, trials])
+def test_a_trial_comes_back_as_it_was_to_a_tenth_of_a_second(make: Callable[[int], list[dict[str, Any]]]) -> None:
+    rows = make(200)
+    running = {k: v for k, v in rows[7]["status"].items() if k not in ("completionTime", "trainedSeconds")}
+    rows[7], rows[8] = rows[7] | {"status": running}, rows[8] | {"status": {}}
+    _, found = decode(encode(experiment(), rows))
+    for row, original in zip(found, rows, strict=True):
+        known = original["spec"].keys() - {"experiment", "experimentUid"}
+        assert row["spec"] == {k: original["spec"][k] for k in known}
+        assert row["status"].keys() == original["status"].keys() - {"history"}
+        for field, value in original["status"].items():
+            told = row["status"][field]
+            if field in ("startTime", "completionTime"):
+                assert abs(seconds(told) - seconds(value)) <= 0.06
+            elif field in ("trainedSeconds", "runningSeconds"):
+                assert abs(told - value) <= 0.11
+            elif field == "checkpoint":
+                assert {**told, "time": 0} == {**value, "time": 0}
+                assert told["time"] == value["time"] or abs(seconds(told["time"]) - seconds(value["time"])) <= 0.06
+            elif field not in ("metrics", "lostWork"):
+                assert told == value
 
 
 def test_a_metric_that_never_changed_comes_back_whole() -> None:

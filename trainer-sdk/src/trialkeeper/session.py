@@ -77,7 +77,7 @@ def _forked() -> None:
 
 
 class Unsaved(NamedTuple):
-    """A last state that is not in the store: words for people, and whether that is only because nobody answers there."""
+    """A last state that is not in the store: words for people, and whether only since nobody answers there."""
 
     words: str
     unreachable: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StrictInt
@@ -13,7 +14,13 @@ from trialkeeper_operator.api.resource import Model, Resource, StatusModel
 from trialkeeper_operator.api.times import Time
 
 BASES_LIMIT = 8  # restores of restores that are looked through for a checkpoint
+SEEDS = 2**31
 BaseKey = Annotated[str, Field(max_length=contract.KEY_LIMIT)]
+
+
+def usual_seed(seed: int, index: int) -> int:
+    """The seed that a trial's trainer gets in every attempt, from that of its experiment's search."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:8], "big") % SEEDS
 
 
 class TrialSpec(Model):

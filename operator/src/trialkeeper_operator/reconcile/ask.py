@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.experiment import Experiment
-from trialkeeper_operator.api.trial import Trial
+from trialkeeper_operator.api.trial import Trial, usual_seed
 from trialkeeper_operator.decide import fork, ledger
 from trialkeeper_operator.decide.fork import Fork
 from trialkeeper_operator.decide.objective import values
@@ -16,13 +15,6 @@ from trialkeeper_operator.search.grid import size as grid_size
 from trialkeeper_operator.search.question import Asked, Question, SearchExhausted, Suggestion
 from trialkeeper_operator.search.space import Space, misfit
 from trialkeeper_operator.search.suggest import suggest, with_given
-
-SEEDS = 2**31
-
-
-def trial_seed(seed: int, index: int) -> int:
-    """The seed that a trial's trainer gets in every attempt."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:8], "big") % SEEDS
 
 
 def body(experiment: Experiment, index: int, parameters: dict[str, Any], note: str, name: str | None) -> dict[str, Any]:
@@ -32,7 +24,7 @@ def body(experiment: Experiment, index: int, parameters: dict[str, Any], note: s
         "experimentUid": experiment.uid,
         "index": index,
         "parameters": parameters,
-        "seed": trial_seed(experiment.spec.search.seed, index),
+        "seed": usual_seed(experiment.spec.search.seed, index),
     }
     spec |= {"name": name} if name else {}
     spec |= {"note": note} if note else {}

@@ -12,6 +12,7 @@ from typing import Any
 
 from trialkeeper_operator.api.parameters import FloatRange, IntRange, Parameter
 
+DIGITS = 8  # of a continuous value that a search suggests: people read them, and a snapshot holds all of them
 Parameters = dict[str, Any]
 Key = tuple[bool, bool, Any]
 
@@ -120,7 +121,13 @@ def at(parameter: Parameter, u: float) -> Any:
         return nth(parameter, min(max(round((x - i.min) / i.step), 0), (number or 1) - 1))
     f = parameter.float_
     assert f is not None
-    return min(max(x, f.min), f.max)
+    return min(max(_short(x, f), f.min), f.max)
+
+
+def _short(x: float, f: FloatRange) -> float:
+    """A continuous value without digits that mean nothing: to a 10^8th of its range, or of itself on a log scale."""
+    width = min(f.max - f.min, abs(x)) if f.scale == "Log" else f.max - f.min
+    return round(x, DIGITS - math.ceil(math.log10(width))) if width > 0 else x
 
 
 def where(parameter: Parameter, value: float) -> float:

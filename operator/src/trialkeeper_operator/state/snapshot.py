@@ -1,7 +1,7 @@
 """The snapshot's codec: an experiment's state as a few columns, compressed, for a ConfigMap's binaryData.
 
-Columns compress three times better than rows, since values of one kind stand together; digits that nobody will miss
-do not compress, so seconds and metrics are rounded. Parameters are exact. A snapshot is user
+Columns compress three times better than rows, since values of one kind stand together, and `brief` leaves out what
+nobody will miss. A snapshot is user
 input when it is read back: its size is bounded before and while it is unpacked, its hash and schema are
 checked, and a field that is missing or of the wrong kind is refused with its name.
 """
@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from trialkeeper_operator.api import names
+from trialkeeper_operator.state import brief
 
 SCHEMA_VERSION = 1
 DATA_KEY = "snapshot.json.gz"
@@ -28,7 +29,7 @@ UNPACKED_LIMIT = 64 << 20
 TRIALS_LIMIT = 100_000
 CELLS_LIMIT = 4_000_000  # values in all columns, each as often as it counts: a column may say so in few bytes
 
-# Spec and status fields of a Trial that outlive it; everything else follows from them.
+# Spec and status fields of a Trial that outlive it, as `brief` tells them; everything else follows from them.
 _SPEC = ("index", "name", "parameters", "note", "seed", "base", "enqueued", "fork", "desired", "retries")
 _STATUS = (
     "phase",
@@ -48,10 +49,11 @@ _STATUS = (
     "lostWork",
     "startTime",
     "completionTime",
+    brief.RESTING,
+    brief.UNTRAINED,
 )
-_LATER = frozenset(
-    {"runningSeconds", "retried", "retries", "enqueued", "fork"}
-)  # columns that older snapshots of this schema lack
+# Columns that older snapshots of this schema lack.
+_LATER = frozenset({"runningSeconds", "retried", "retries", "enqueued", "fork", brief.RESTING, brief.UNTRAINED})
 
 
 class SnapshotInvalid(ValueError):
@@ -61,8 +63,8 @@ class SnapshotInvalid(ValueError):
 def encode(experiment: Mapping[str, Any], trials: Iterable[Mapping[str, Any]]) -> bytes:
     """The compressed snapshot of raw objects; equal input gives equal bytes."""
     rows = sorted(trials, key=lambda t: t["spec"]["index"])
-    meta, told = experiment["metadata"], frozenset(o["metric"] for o in experiment["spec"].get("objectives") or ())
-    stati = [_brief(row.get("status") or {}, told) for row in rows]
+    meta = experiment["metadata"]
+    specs, stati = brief.brief(experiment, [row["spec"] for row in rows], [row.get("status") or {} for row in rows])
     document = {
         "schemaVersion": SCHEMA_VERSION,
         "experiment": {
@@ -74,7 +76,7 @@ def encode(experiment: Mapping[str, Any], trials: Iterable[Mapping[str, Any]]) -
             "status": experiment.get("status", {}),
         },
         "trials": len(rows),
-        "spec": {f: _column([row["spec"].get(f) for row in rows], f) for f in _SPEC},
+        "spec": {f: _column([spec.get(f) for spec in specs], f) for f in _SPEC},
         "status": {f: _column([status.get(f) for status in stati], f) for f in _STATUS},
     }
     text = json.dumps(document, separators=(",", ":"), sort_keys=True).encode()
@@ -82,47 +84,11 @@ def encode(experiment: Mapping[str, Any], trials: Iterable[Mapping[str, Any]]) -
     return packer.compress(text) + packer.flush()
 
 
-def _brief(status: Mapping[str, Any], objectives: frozenset[str]) -> dict[str, Any]:
-    """A status without the digits that cost most of a snapshot's bytes, and without a min or max that is the last.
-
-    Objectives are what a search will be told again: they keep the nine digits that tell any two float32 apart.
-    """
-    brief = dict(status)
-    for field in ("trainedSeconds", "runningSeconds"):
-        if field in brief:
-            brief[field] = round(brief[field], 1)
-    if "lostWork" in brief:
-        brief["lostWork"] = {k: round(v, 1) for k, v in brief["lostWork"].items()}
-    if "metrics" in brief:
-        brief["metrics"] = {
-            name: _rounded(metric, 9 if name in objectives else 6) for name, metric in brief["metrics"].items()
-        }
-    return brief
-
-
-def _rounded(metric: Mapping[str, float], digits: int) -> dict[str, float]:
-    values = {k: float(f"{v:.{digits}g}") for k, v in metric.items()}
-    last = values.get("last")
-    return {k: v for k, v in values.items() if k == "last" or v != last}
-
-
-def _whole(status: dict[str, Any]) -> dict[str, Any]:
-    """A status with every min and max that `_brief` has left out."""
-    metrics = status.get("metrics")
-    if not isinstance(metrics, dict):
-        return status
-    full = {name: _extremes(metric) for name, metric in metrics.items()}
-    return {**status, "metrics": full}
-
-
-def _extremes(metric: Any) -> Any:
-    if not isinstance(metric, dict) or "last" not in metric:
-        return metric
-    return {"min": metric["last"], "max": metric["last"], **metric}
-
-
 def _column(values: Sequence[Any], field: str) -> Any:
-    """One field of all trials: a single value if all agree, columns of its members if it is an object."""
+    """One field of all trials: a single value if all agree or count, columns of its members if it is an object."""
+    first = values[0] if values else None
+    if len(values) > 1 and type(first) is int and all(type(v) is int and v == n for n, v in enumerate(values, first)):
+        return {"from": first}
     if values and all(v == values[0] and type(v) is type(values[0]) for v in values):
         return {"all": values[0]}
     if any(isinstance(v, dict) for v in values):
@@ -150,6 +116,9 @@ class _Columns:
             raise SnapshotInvalid(f"snapshot: {field} is not a column")
         if "all" in column:
             return [column["all"]] * count
+        first = column.get("from")
+        if type(first) is int:
+            return [*range(first, first + count)]
         if "each" in column:
             each = column["each"]
             if not isinstance(each, list) or len(each) != count:
@@ -209,11 +178,12 @@ def decode(data: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             tables[part] = {f: columns.values(found.get(f), f"{part}.{f}") for f in there}
         except RecursionError as deep:
             raise SnapshotInvalid(f"snapshot: {part} is too deep") from deep
-    trials = [
-        {part: {f: v[i] for f, v in table.items() if v[i] is not None} for part, table in tables.items()}
-        for i in range(count)
-    ]
-    return experiment, [{**trial, "status": _whole(trial["status"])} for trial in trials]
+    rows = {
+        part: [{f: v[i] for f, v in table.items() if v[i] is not None} for i in range(count)]
+        for part, table in tables.items()
+    }
+    specs, stati = brief.whole(experiment, rows["spec"], rows["status"])
+    return experiment, [{"spec": spec, "status": status} for spec, status in zip(specs, stati, strict=True)]
 
 
 def name_of(experiment: str) -> str:
