@@ -474,7 +474,7 @@ class Reporter:
         return isinstance(self._trouble, Unreachable) and not isinstance(self._trouble, Denied)
 
     def _store_last_words(self, message: Message) -> None:
-        if not self._begun or message.reason == contract.REASON_STORE:
+        if not self._begun or (message.reason == contract.REASON_STORE and self._unreachable()):
             return  # nobody answers there, and what was reported since the last checkpoint is run again
         try:
             if message.end != contract.END_FENCED and (
