@@ -244,3 +244,13 @@ def test_a_checkpoint_that_was_heard_is_in_the_status() -> None:
     status = ledger.heard(opened(), Message(attempt=1, iteration=4, firstReport=NOW, checkpoint=ref))
     assert status.checkpoint is not None
     assert (status.checkpoint.iteration, status.checkpoint.key) == (4, ref.key)
+
+
+def test_iterations_that_were_lost_stay_lost_whatever_a_later_attempt_knows() -> None:
+    """One that could not read its store begins blindly, and knows of none."""
+    status = closed(ledger.heard(opened(), began(1, (0, 0), NOW)), "Preempted", iteration=50)
+    status = ledger.heard(opened(status), began(2, (1, 20), NOW + 70, lost=37, firstReport=NOW + 71))
+    status = opened(closed(status, "Preempted", at=NOW + 90))
+    found = ledger.heard(status, began(3, (0, 0), NOW + 100))
+    assert (status.lost_work.iterations, found.lost_work.iterations) == (37, 37)
+    assert [h.to_iteration for h in found.history] == [57, 20]

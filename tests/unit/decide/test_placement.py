@@ -74,6 +74,11 @@ def test_the_next_placement_has_its_turn_after_disruptions_or_for_want_of_room(
     assert (found.name, found.disruptions) == expected
 
 
+def test_a_store_that_is_away_is_as_far_from_any_placement() -> None:
+    status = stood(("spot", 1), infrastructure("node-1", "StoreUnreachable"))
+    assert placement.closed(of(SPOT, ON_DEMAND).spec, status) == status
+
+
 def test_want_of_room_for_a_pod_that_avoids_nodes_is_no_want_of_room() -> None:
     status = stood(("spot", 0), infrastructure("node-1"), UNSCHEDULABLE)
     found = placement.closed(of(SPOT, ON_DEMAND).spec, status).placement

@@ -41,6 +41,15 @@ def test_three_trials_that_ended_alike_are_one_error_whatever_their_parameters()
     )
 
 
+def test_which_of_several_ranks_it_was_makes_no_other_error() -> None:
+    trials = [
+        ended(i, "Failed", "Exception", f"rank {i}: rank {i}: ValueError: lr=0.{i} (at train.py:7 main)")
+        for i in range(3)
+    ]
+    assert repeated(trials, 3) is not None
+    assert repeated([ended(i, "Failed", "ExitCode", f"rank {i}: exited with code 3") for i in range(3)], 3) is not None
+
+
 @pytest.mark.parametrize(
     "trials",
     [

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from builders import NOW, experiment, pod, trial
-from trialkeeper.contract import Message
+from trialkeeper.contract import Message, Resumed
 from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.api.times import stamp
 from trialkeeper_operator.api.trial import Trial
+from trialkeeper_operator.decide import watching
 from trialkeeper_operator.decide.pods import Site
 from trialkeeper_operator.decide.trial import plan
 from trialkeeper_operator.decide.view import ConfirmAbsence, CreatePod, DeletePod, Plan, View
@@ -342,3 +343,53 @@ def test_a_pod_that_we_ended_and_whose_node_is_lost_holds_up_no_further_attempt(
         found = planned(status, left, site=SITE, **known)
         assert found.status is not None
         assert found.status.attempt == 2
+
+
+SITE = Site(store="s3://bucket")
+SAVED = Message(attempt=1, podUid="pod-1", firstReport=NOW + 5, iteration=3, resumed=Resumed(0, 0, NOW, 0))
+REPORTING = {
+    "attempt": 1,
+    "closed": 0,
+    "phase": "Running",
+    "pod": {"name": "exp-0-a1", "uid": "pod-1", "startTime": stamp(NOW), "firstReportTime": stamp(NOW + 5)},
+}
+
+
+def hanging(**known: Any) -> Plan:
+    """A trainer that has not reported for 65 of 60 seconds."""
+    running = known.pop("pod", None) or pod()
+    running["status"]["containerStatuses"] = [{"name": "trainer", "state": {"running": {"startedAt": stamp(NOW)}}}]
+    limits = {"timeouts": {"progressSeconds": 60, "graceSeconds": 110}}
+    heard: dict[str, Any] = {"report": SAVED, "report_time": NOW + 30}
+    return planned(REPORTING, running, now=NOW + 95, experiment=limits, site=SITE, **heard, **known)
+
+
+def test_a_trainer_that_hangs_is_ended() -> None:
+    found = hanging()
+    assert found.status is not None
+    assert found.status.intent is not None
+    assert found.status.intent.reason == "NoProgress"
+    assert [type(a) for a in found.actions] == [DeletePod]
+
+
+def test_a_trainer_on_its_way_out_does_not_hang() -> None:
+    evicted = pod(condition=("DisruptionTarget", "EvictionByEvictionAPI"))
+    evicted["metadata"]["deletionTimestamp"] = stamp(NOW + 150)
+    found = hanging(pod=evicted)
+    assert found.status is not None
+    assert (found.status.intent, found.actions, found.after) == (None, (), watching.LEAVING)
+
+
+def test_a_trainer_that_is_silent_with_its_node_does_not_hang() -> None:
+    found = hanging(silent={"exp-0-a1"})
+    assert found.status is not None
+    assert (found.status.intent, found.actions, found.after) == (None, (), watching.LEAVING)
+
+
+@pytest.mark.parametrize(("phase", "kept"), [("Failed", True), ("Running", False)])
+def test_a_failed_trials_pod_is_kept_for_its_log_unless_something_runs_in_it(phase: str, kept: bool) -> None:
+    left = pod(exit_code=1)
+    left["status"]["phase"] = phase
+    record = {"attempt": 1, "class": "Failed", "reason": "ExitCode", "startTime": stamp(NOW), "endTime": stamp(NOW)}
+    found = planned({"attempt": 1, "closed": 1, "phase": "Failed", "history": [record]}, left)
+    assert [a.name for a in found.actions if isinstance(a, DeletePod)] == ([] if kept else ["exp-0-a1"])

@@ -19,6 +19,7 @@ async def begun(stage: Stage, parallelism: int = 1, **spec: Any) -> World:
     """An operator whose trials have their first pods on node-1."""
     world = stage.operator()
     world.site = Site(store="s3://bucket")
+    world.nodes_closed = True
     await stage.memory.create(bare(experiment(maxTrials=2, parallelism=parallelism, **spec)))
     await stage.show(world)
     await experiments.reconcile(world, ("default", "exp"))

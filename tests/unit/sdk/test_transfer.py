@@ -25,7 +25,7 @@ from minio_server import KEYS
 from stores import environment_of
 from trialkeeper import manifest
 from trialkeeper.errors import CheckpointCorrupt
-from trialkeeper.store import Missing, Unreachable, files, transfer, wire
+from trialkeeper.store import Missing, Unreachable, files, transfer
 from trialkeeper.store.directory import DirectoryStore
 from trialkeeper.store.files import File
 from trialkeeper.store.opening import open_store
@@ -198,7 +198,7 @@ def test_a_part_that_comes_wrong_is_asked_for_once_more(server: Fake, store: S3S
         (Fault(404, b"<Error><Code>NoSuchKey</Code></Error>"), Missing),
         (Fault(404, b"<Error><Code>NoSuchBucket</Code></Error>"), Unreachable),
         (Fault(403, b"<Error><Code>AccessDenied</Code></Error>"), Unreachable),
-        (Fault(503, b"<Error><Code>SlowDown</Code></Error>"), wire.Refused),
+        (Fault(503, b"<Error><Code>SlowDown</Code></Error>"), Unreachable),
     ],
 )
 def test_what_comes_instead_of_a_file(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,15 +39,25 @@ class Answer:
     body: Mapping[str, Any]
 
 
-def ask(path: str, token: str, *, others: list[str]) -> Answer:
+class There(Memory):
+    """A cluster in which some objects are, whoever has heard of them."""
+
+    there: Sequence[dict[str, Any]] = ()
+
+    async def get(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
+        return next((dict(o) for o in self.there if o["kind"] == kind and o["metadata"]["name"] == name), None)
+
+
+def ask(path: str, token: str, *, others: list[str], known: bool = True) -> Answer:
     """What the service says to one request, with the pods of three ranks, of which these are recorded."""
 
     async def whole() -> Answer:
-        memory = Memory(now=lambda: NOW)
+        memory = There(now=lambda: NOW)
         operator = Operator(memory, memory, now=lambda: NOW)
         record = {"name": "exp-0-a1-r0", "uid": "pod-0", "others": others, "startTime": stamp(NOW)}
         pods = [pod(name=f"exp-0-a1-r{rank}", uid=f"pod-{rank}") for rank in range(3)]
-        for obj in (experiment(nodes=3), trial(attempt=1, closed=0, pod=record), *pods):
+        memory.there = (experiment(nodes=3), trial(attempt=1, closed=0, pod=record), *pods)
+        for obj in memory.there if known else ():
             operator.world.seen(obj["kind"], obj)
         service = Reports(operator, Believing(), Giving())  # type: ignore[arg-type]
         async with TestClient(TestServer(service.application())) as client:
@@ -62,6 +72,11 @@ def ask(path: str, token: str, *, others: list[str]) -> Answer:
 def test_every_rank_gets_keys(rank: int) -> None:
     answer = ask(CREDENTIALS_PATH, f"exp-0-a1-r{rank}/pod-{rank}", others=["pod-1", ""])
     assert (answer.status, answer.body["accessKey"]) == (200, "access")
+
+
+@pytest.mark.parametrize("path", [REPORT_PATH, CREDENTIALS_PATH])
+def test_an_operator_that_has_just_come_up_asks_for_what_it_does_not_know(path: str) -> None:
+    assert ask(path, "exp-0-a1-r0/pod-0", others=["pod-1", "pod-2"], known=False).status == 200
 
 
 def test_rank_0_reports_and_no_other_does() -> None:

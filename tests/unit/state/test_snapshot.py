@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import zlib
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -279,3 +280,20 @@ def test_the_config_map_has_no_owner_and_names_its_experiment() -> None:
     assert found["metadata"]["name"] == "exp-snapshot"
     assert "ownerReferences" not in found["metadata"]
     assert found["metadata"]["annotations"]["trialkeeper.dev/experiment-uid"] == "exp-uid"
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "column", "words"),
+    [
+        ("spec", "index", {"from": 10**4000}, "spec.index is not a column"),
+        ("spec", "index", {"from": -1}, "spec.index is not a column"),
+        ("status", "restingSeconds", {"all": 10**400}, "a number in it is none that a trial has"),
+    ],
+)
+def test_numbers_that_no_trial_has_are_refused(part: str, field: str, column: Any, words: str) -> None:
+    document = snapshot.unpack(encode(experiment(), usual(3)))
+    document[part][field] = column
+    document["spec"]["seed"] = {"all": -1}
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    with pytest.raises(SnapshotInvalid, match=re.escape(words)):
+        decode(packer.compress(json.dumps(document).encode()) + packer.flush())

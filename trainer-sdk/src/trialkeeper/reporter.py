@@ -63,6 +63,7 @@ class Reporter:
         self._asked_when = False  # whether the trainer asks when to save
         self._changed: dict[str, Any] = {}
         self._trouble: OSError | None = None  # why the store could not be written the last time it could not
+        self._waited = False  # whether the store has been waited for at the end
         self._sent_at = time.monotonic()  # when the raw results were sent last, where they have to be
         if current.owner:
             current.before_end, current.last_words = self._save_at_end, self._store_last_words
@@ -348,7 +349,7 @@ class Reporter:
         return found
 
     def _flush(self, timeout: float | None) -> FlushResult:
-        found = self._saves.flush(timeout)
+        found = self._saves.flush(timeout, anew=not self._waited)
         self._hear()
         return found
 
@@ -391,7 +392,7 @@ class Reporter:
     def _refresh(self) -> None:
         """Before the last words: have what is on its way finished, and told."""
         with self.session.lock:
-            self._saves.flush()
+            self._saves.flush(anew=not self._waited)
             by, unsent = self.session.leave_by(), self._saves.uploader.outstanding
             self._saves.close(0.0 if unsent else CLOSING if by is None else max(by - time.monotonic(), 0.0))
             self._take_in()
@@ -447,6 +448,7 @@ class Reporter:
         end = time.monotonic() + resuming.PATIENCE
         while True:
             self._flush(None)
+            self._waited = True
             if self._saves.schedule.handed_iteration >= self._tally.iteration or self._save is None:
                 return
             nonce = "" if self._ranks.alone else shards.nonce()
@@ -466,7 +468,8 @@ class Reporter:
         wanted = self._tally.iteration if self._save is not None else schedule.handed_iteration
         if not self._begun or not schedule.policy.at_end or schedule.saved_iteration >= wanted:
             return None
-        words = f"the last checkpoint is of iteration {schedule.saved_iteration}: {self._trouble}"
+        why = self._saves.refused or self._trouble
+        words = f"the last checkpoint is of iteration {schedule.saved_iteration}: {why}"
         return session.Unsaved(words, self._unreachable())
 
     def _unreachable(self) -> bool:
@@ -482,5 +485,7 @@ class Reporter:
             ):
                 self._results.sync()
             self.store.put_new(contract.ended_key(self.env.attempt), message.encode(1 << 20).encode())
-        except (AlreadyThere, OSError):
+        except AlreadyThere:
             return
+        except OSError as error:
+            session.warn(f"the newest results and the last words are not in the store: {error}")

@@ -122,6 +122,7 @@ class Saves:
         elif isinstance(answer, Committed):
             sent = self._sent.pop(answer.number)
             self.counts.committed += 1
+            self._patient_from = None
             self._committed, self.claim = max(self._committed, sent.iteration), None
             self._lost = {lost: why for lost, why in self._lost.items() if lost > sent.iteration}
             self._news.interval = self.schedule.saved(sent.iteration, sent.at, answer.seconds)
@@ -130,8 +131,9 @@ class Saves:
             self._sent.pop(answer.number, None)
             self.counts.dropped += 1
         elif isinstance(answer, Refused):
-            self._sent.pop(answer.number, None)
             self.refused = answer.text
+            if answer.number in self._sent:
+                self.schedule.lost(self._sent.pop(answer.number).iteration)
         else:
             self._fail(answer)
 
@@ -365,15 +367,18 @@ class Saves:
         """When to wait no longer for a store that fails; None while it does not."""
         failing = self.uploader.failing
         if failing is None:
-            self._patient_from = None
             return None
         self._patient_from = self._patient_from or now
         return self._patient_from + (resuming.PATIENCE if failing.kind == "unreachable" else 0.0)
 
     # The end.
 
-    def flush(self, timeout: float | None = None) -> FlushResult:
-        """Wait until every save is in the store, or it is of no use to wait."""
+    def flush(self, timeout: float | None = None, *, anew: bool = True) -> FlushResult:
+        """Wait until every save is in the store, or it is of no use to wait.
+
+        A store that fails is waited for `anew`, or what is left of the patience that there was before.
+        """
+        self._patient_from = None if anew else self._patient_from
         by = None if timeout is None else time.monotonic() + timeout
         self.hear()
         self.uploader.retry()

@@ -111,7 +111,10 @@ def _judge(e: Evidence, intent: Verdict | None, rules: Sequence[FailureRule]) ->
         return complete(e)
     if intent is not None:
         return intent
-    return _ruled(e, next(verdict(e) for _, applies, verdict in TABLE if applies(e)), rules)
+    class_, reason, message = next(verdict(e) for _, applies, verdict in TABLE if applies(e))
+    if reason == names.FAIL_EXPERIMENT:
+        reason = class_  # that is a rule's to say, and no trainer's
+    return _ruled(e, (class_, reason, message), rules)
 
 
 # What the actions of failurePolicy.rules make of an ending; a disruption that is to be ignored is one already.

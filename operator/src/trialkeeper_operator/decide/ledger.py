@@ -145,12 +145,13 @@ def _begun(status: TrialStatus, message: Message) -> TrialStatus:
         reached = {
             "lost_iterations": resumed.lostIterations,
             "lost_seconds": worked.lost_seconds + max(0.0, work),
-            "to_iteration": resumed.iteration + resumed.lostIterations,
+            "to_iteration": max(worked.to_iteration or 0, resumed.iteration + resumed.lostIterations),
         }
         update["history"] = [h.model_copy(update=reached) if h == worked else h for h in status.history]
-    # The iterations are stated as a sum over all attempts: a statement that was never heard is in the next one.
-    lost = resumed.lostBefore + resumed.lostIterations - status.lost_work.iterations
-    update["lost_work"] = _add(status.lost_work, iterations=lost, work=work)
+    # The iterations are stated as a sum over all attempts: a statement that was never heard is in the next one. An
+    # attempt that could not read its store knows of none.
+    unheard = max(0, resumed.lostBefore - status.lost_work.iterations)
+    update["lost_work"] = _add(status.lost_work, iterations=unheard + resumed.lostIterations, work=work)
     return status.model_copy(update=update)
 
 
@@ -231,7 +232,8 @@ def close(status: TrialStatus, ending: Ending, policy: FailurePolicy, now: float
     status = heard(status, ending.said)
     ending = _for_good(status, ending)
     pod, since = status.pod, _down_since(status)
-    end_time = ending.time or stamp(now)
+    # A node whose clock is ahead must not make the next attempt wait.
+    end_time = ending.time if ending.time and seconds(ending.time) <= now else stamp(now)
     record = AttemptRecord(
         attempt=status.attempt,
         class_=ending.class_,

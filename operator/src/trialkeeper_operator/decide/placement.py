@@ -33,8 +33,8 @@ def closed(spec: ExperimentSpec, status: TrialStatus) -> TrialStatus:
     Want of room counts only for a pod that avoided no node: that is given up first.
     """
     placements, placed, last = spec.placements or [], status.placement, status.history[-1]
-    if placed is None or last.class_ not in endings.DISRUPTED:
-        return status
+    if placed is None or last.class_ not in endings.DISRUPTED or last.reason == REASON_STORE:
+        return status  # the store is as far away from any node
     count = placed.disruptions + 1
     position = next((i for i, p in enumerate(placements) if p.name == placed.name), None)
     if position is None:

@@ -125,6 +125,10 @@ def _quoted(e: Evidence) -> str:
     return "" if e.said else _tail(e.text)
 
 
+def _store_away(e: Evidence) -> bool:
+    return e.end == contract.END_ERROR and e.said_reason == contract.REASON_STORE
+
+
 TABLE: tuple[Row, ...] = (
     (
         "the SDK obeyed a verdict",
@@ -196,7 +200,8 @@ TABLE: tuple[Row, ...] = (
     ),
     (
         "store out of reach, says the trainer",
-        lambda e: e.end == contract.END_ERROR and e.said_reason == contract.REASON_STORE,
+        # A trainer that is through and leaves with a code of its own has more to say.
+        lambda e: _store_away(e) and e.exit_code in (0, 1, KILLED, TERMINATED, None),
         lambda e: (INFRASTRUCTURE, contract.REASON_STORE, _words(e, "the store could not be reached")),
     ),
     (
@@ -215,7 +220,7 @@ TABLE: tuple[Row, ...] = (
     ),
     (
         "exception",
-        lambda e: e.end == contract.END_ERROR,
+        lambda e: e.end == contract.END_ERROR and not _store_away(e),
         lambda e: (FAILED, e.said_reason or contract.REASON_EXCEPTION, _words(e, "the trainer raised an exception")),
     ),
     (

@@ -159,8 +159,13 @@ def _leftovers(view: View) -> tuple[Action, ...]:
     return tuple(
         DeletePod(name, pod["metadata"]["uid"])
         for name, pod in sorted(view.pods.items())
-        if not pod["metadata"].get("deletionTimestamp") and not (name == kept and evidence.ended(pod, view.container))
+        if not pod["metadata"].get("deletionTimestamp") and not (name == kept and _over(pod))
     )
+
+
+def _over(pod: Object) -> bool:
+    """Whether no container of a pod runs any more: a sidecar would hold its node's room for ever."""
+    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
 
 
 def _open(view: View, now: float) -> Plan:
@@ -298,8 +303,11 @@ def _watch(view: View, status: TrialStatus, ranks: Sequence[group.Rank], now: fl
     after: float | None = None
     if intent is None and unmade:
         return Plan(_observed(view, status), _create_pods(view, status, unmade), after=watching.sooner(None, bodies))
-    if intent is None:
+    # Who is on the way out reports no more, and what it leaves behind says why it went; the others wait for it.
+    if intent is None and not any(rank.leaving for rank in alive):
         intent, after = watching.watched(view, status, bodies, now)
+        if intent is not None and any(rank.name in view.silent for rank in alive):
+            intent, after = None, watching.LEAVING  # it is silent with its node, which is said when that is lost
     if intent is None:
         return Plan(_observed(view, watching.held(status, alive, now)), after=watching.sooner(after, bodies))
     status = status.model_copy(update={"intent": intent})

@@ -21,8 +21,8 @@ class View:
     `pods` are those whose controller is this very Trial, by name. `last` is the last state seen of the
     open attempt's pods whose deletion has been watched. `gone`: a live read has just said of the open
     attempt's pods that are not there that they do not exist. `report`: the newest live report and when it was received;
-    `watched`: since when reports have been received at all. `silent`: pods that are being deleted and whose node does
-    not answer, or is gone.
+    `watched`: since when reports have been received at all. `silent`: pods whose node does not
+    answer, or is gone; those are asked about that are being deleted, or that we are about to end.
     """
 
     experiment: Experiment

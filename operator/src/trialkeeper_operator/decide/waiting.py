@@ -21,12 +21,13 @@ IMAGE_NAME = "InvalidImageName"
 CONFIG = "ContainerConfig"
 QUOTA = "QuotaExceeded"
 NAME_TAKEN = "NameTaken"
+SERVICE = "ServiceRefused"  # for the pods of one trial, by a webhook or a policy
 REFUSED = "TrialRefused"
 BASE = "BaseNotThere"  # of a fork: its donor has not come to it yet
 STORE = contract.REASON_STORE  # the next attempt waits for a store that did not answer the last one
 STARTING = "SlowStart"
 PATIENCE = 60.0  # seconds that a pod may take to start before that is worth saying
-REASONS = frozenset({STORE, STARTING, UNSCHEDULABLE, GATED, IMAGE, IMAGE_NAME, CONFIG, QUOTA, NAME_TAKEN})
+REASONS = frozenset({STORE, STARTING, UNSCHEDULABLE, GATED, IMAGE, IMAGE_NAME, CONFIG, QUOTA, NAME_TAKEN, SERVICE})
 
 _IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "ImageInspectError"})
 _CONFIG = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})

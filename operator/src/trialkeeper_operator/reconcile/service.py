@@ -10,7 +10,15 @@ from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.api.trial import Trial
 from trialkeeper_operator.decide import waiting
 from trialkeeper_operator.decide.waiting import Waiting
-from trialkeeper_operator.reconcile.ports import AlreadyExists, Conflict, NotFound, Object, QuotaExceeded, Unavailable
+from trialkeeper_operator.reconcile.ports import (
+    AlreadyExists,
+    Conflict,
+    Invalid,
+    NotFound,
+    Object,
+    QuotaExceeded,
+    Unavailable,
+)
 from trialkeeper_operator.reconcile.world import World
 from trialkeeper_operator.state.cache import owner_uid
 
@@ -28,6 +36,8 @@ async def ensure(world: World, experiment: Experiment, trial: Trial, body: Objec
         found = stored
     except QuotaExceeded as full:
         return Waiting(waiting.QUOTA, f"the namespace's quota has no room for the trial's Service: {full}"[:1024])
+    except Invalid as refused:
+        return Waiting(waiting.SERVICE, f"the trial's Service is refused: {refused}"[:1024])
     world.services.setdefault(experiment.uid, {})[trial.name] = found["metadata"]["uid"]
     return None
 

@@ -8,6 +8,7 @@ bounded before they are read, and whatever is refused is logged once in a while 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
@@ -24,7 +25,7 @@ from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.api.trial import Trial
 from trialkeeper_operator.decide.pods import donors, settings
 from trialkeeper_operator.reconcile.loop import Operator
-from trialkeeper_operator.reconcile.ports import Unavailable
+from trialkeeper_operator.reconcile.ports import Forbidden, Unavailable
 from trialkeeper_operator.serve.credentials import Credentials, NoKeys
 from trialkeeper_operator.serve.tokens import NotAuthentic, Sender, Tokens
 from trialkeeper_operator.state.cache import owner_uid
@@ -109,7 +110,28 @@ class Reports:
             sender = await self._tokens.sender(token.strip() if kind.lower() == "bearer" else "")
         except NotAuthentic as reason:
             raise Refused(401, str(reason)) from None
+        with contextlib.suppress(Forbidden):  # a pod where we have no rights is none of ours
+            await self._look_up(sender)
         return self._open(sender)
+
+    async def _look_up(self, sender: Sender) -> None:
+        """Ask for what is not known: an operator that has just come up has not listed everything yet."""
+        world, namespace = self._operator.world, sender.namespace
+        pod = world.cache.raw(names.POD, (namespace, sender.pod))
+        if pod is None:
+            found = await world.cluster.get(names.POD, namespace, sender.pod)
+            if found is not None and names.LABEL_TRIAL in (found["metadata"].get("labels") or {}):
+                world.seen(names.POD, found)
+                pod = found
+        label = (pod["metadata"].get("labels") or {}).get(names.LABEL_TRIAL) if pod else None
+        if not label:
+            return
+        name = (namespace, str(label))
+        if world.cache.trial(name) is None:
+            await world.look(names.TRIAL, name)
+        trial = world.cache.trial(name)
+        if trial is not None and world.cache.experiment((namespace, trial.spec.experiment)) is None:
+            await world.look(names.EXPERIMENT, (namespace, trial.spec.experiment))
 
     def _open(self, sender: Sender) -> Known:
         who = str(sender)

@@ -117,7 +117,7 @@ class _Columns:
         if "all" in column:
             return [column["all"]] * count
         first = column.get("from")
-        if type(first) is int:
+        if type(first) is int and 0 <= first < 2**53:
             return [*range(first, first + count)]
         if "each" in column:
             each = column["each"]
@@ -182,7 +182,10 @@ def decode(data: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         part: [{f: v[i] for f, v in table.items() if v[i] is not None} for i in range(count)]
         for part, table in tables.items()
     }
-    specs, stati = brief.whole(experiment, rows["spec"], rows["status"])
+    try:
+        specs, stati = brief.whole(experiment, rows["spec"], rows["status"])
+    except (ArithmeticError, ValueError) as wrong:
+        raise SnapshotInvalid(f"snapshot: a number in it is none that a trial has: {wrong}") from wrong
     return experiment, [{"spec": spec, "status": status} for spec, status in zip(specs, stati, strict=True)]
 
 

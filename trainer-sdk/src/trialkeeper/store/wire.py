@@ -238,13 +238,13 @@ class Wire:
     ) -> Answer:
         """An answer of 2xx, or with a status in `ready_for`; `sink` reads the body of a 2xx.
 
-        :raises Unreachable: if there is none; Denied if access is refused.
+        :raises Unreachable: if there is none, or none but that it cannot now; Denied if access is refused.
         :raises Refused: if the store cannot do it.
         """
         start = time.monotonic()
         sent = Bytes(body) if isinstance(body, bytes) else body
         short = start < self._silent_until
-        renewed = False
+        renewed = silent = False
         for tries in range(1, TRIES + 1):
             end = start + (SHORT if short else PATIENCE)
             going = self._leave_by()
@@ -262,9 +262,9 @@ class Wire:
                 words = f"{self.bucket} {_words(error)}"
                 if _distrust(error):
                     raise Denied(words) from None
-                failure = Unreachable(words)
+                failure, silent = Unreachable(words), True
             else:
-                self._silent_until = 0.0
+                self._silent_until, silent = 0.0, False
                 code = code_of(answer.body) if answer.status >= 300 else ""
                 if answer.status < 300 or (answer.status in ready_for and code != "NoSuchBucket"):
                     return Answer(answer.status, answer.headers, answer.body, tries)
@@ -278,7 +278,7 @@ class Wire:
                 pause = min(max(pause, retry_after(answer.headers.get("Retry-After"))), 4 * pause, PAUSE_LIMIT)
             if short or tries == TRIES or time.monotonic() + pause >= end or not self._paused(pause):
                 break
-        if isinstance(failure, Unreachable) and not short:
+        if silent and not short:
             # A short try proves nothing against a store that is only slow: when its time is over, a long one comes.
             self._silent_until = time.monotonic() + SILENT
         raise failure
@@ -295,9 +295,10 @@ class Wire:
     def _refusal(self, status: int, code: str) -> OSError:
         hint = _HINTS.get(code, "")
         sentence = f"{self.bucket} answers with {code or 'no S3 code'} (HTTP {status})" + (hint and f": {hint}")
-        # These may change by themselves or be about one object; any other is about our access to all of them.
-        one = status in _AGAIN or status == 409 or code == "NoSuchKey"
-        return Refused(sentence) if one else Denied(sentence)
+        if status in _AGAIN:
+            return Unreachable(sentence)
+        # These are about one object; any other is about our access to all of them.
+        return Refused(sentence) if status == 409 or code == "NoSuchKey" else Denied(sentence)
 
     def _once(
         self,
