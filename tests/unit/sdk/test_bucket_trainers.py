@@ -20,6 +20,7 @@ from trialkeeper.contract import Message
 
 UNTIL = "for i in range(start, 9):\n    trialkeeper.report({'loss': 1.0 / (i + 1)}, checkpoint=save)\n"
 KILLED_AT = UNTIL + "    if trialkeeper.get_context().attempt == 1 and i == 4: die()\n"
+BUSY = Fault(503, b"<Error><Code>SlowDown</Code></Error>")
 DENIED = Fault(403, b"<Error><Code>AccessDenied</Code></Error>")
 
 
@@ -202,12 +203,16 @@ def test_whoever_is_asked_to_go_before_its_end_could_be_saved_is_not_complete(pl
     assert "the last checkpoint is of iteration" in last.text or "SIGTERM" in last.text
 
 
-@pytest.mark.parametrize("comes_back", [True, False])
+@pytest.mark.parametrize(
+    ("fault", "comes_back"),
+    [(Fault(), True), (Fault(), False), (BUSY, False)],
+    ids=["comes back", "does not answer", "answers that it cannot"],
+)
 @pytest.mark.parametrize(
     "end", ["", "trialkeeper.report({'loss': 0.0}, checkpoint=save)\n"], ids=["returns", "is stopped"]
 )
 def test_a_trainer_is_complete_once_its_last_state_is_in_the_store(
-    end: str, comes_back: bool, place: BucketPlace, server: Fake
+    end: str, fault: Fault, comes_back: bool, place: BucketPlace, server: Fake
 ) -> None:
     place.settings["stop"] = {"maxIterations": 6}
     place.settings["checkpoint"] = {"frequency": 3}
@@ -217,7 +222,7 @@ def test_a_trainer_is_complete_once_its_last_state_is_in_the_store(
         if not asked and f"/data/a000001-i{6 if end else 5:012d}" not in request.key:
             return None
         asked.append(request)
-        return None if comes_back and len(asked) > 4 else Fault()
+        return None if comes_back and len(asked) > 4 else fault
 
     server.fault = reset
     patience = (
