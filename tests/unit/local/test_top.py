@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from builders import NOW, experiment, trial
 from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.api.times import stamp
 from trialkeeper_operator.api.trial import Trial
+from trialkeeper_operator.cluster.journal import attach
 from trialkeeper_operator.local import kubectl
 from trialkeeper_operator.local.kubectl import Refusal
-from trialkeeper_operator.local.top import Picture, of_experiments, of_trials, plain, top, watch
+from trialkeeper_operator.local.place import lock
+from trialkeeper_operator.local.top import NOT_RUN, Picture, of_experiments, of_trials, plain, top, watch
 
 LOST = {"iterations": 3, "seconds": 10.0, "restartSeconds": 10.0}
 STATUS: dict[str, Any] = {
@@ -114,6 +117,18 @@ def test_a_run_on_this_machine_is_shown_from_its_journal(tmp_path: Path) -> None
     done = CliRunner().invoke(top, [str(tmp_path)])
     assert done.exit_code == 2
     assert done.output.startswith("trialkeeper: ")
+
+
+@pytest.mark.parametrize(("phase", "runner", "said"), [("Running", False, True), ("Running", True, False)])
+def test_a_run_that_nobody_carries_out_is_told_apart(tmp_path: Path, phase: str, runner: bool, said: bool) -> None:
+    _, journal = attach(tmp_path / "journal.jsonl", now=lambda: NOW)
+    journal.record("PUT", of(phase=phase))
+    journal.close()
+    held = lock(tmp_path) if runner else None
+    shown = CliRunner().invoke(top, [str(tmp_path)])
+    assert (NOT_RUN in shown.output) == said, shown.output
+    if held is not None:
+        os.close(held)
 
 
 class Enough(Exception):

@@ -47,6 +47,18 @@ def lock(run: Path) -> int:
     return descriptor
 
 
+def runner_of(run: Path) -> int | None:
+    """The process that carries out what is in a run's folder, None if there is none; the lock is left alone."""
+    try:
+        process = int((run / "lock").read_text())
+        os.kill(process, 0)
+    except PermissionError:
+        return process
+    except (OSError, ValueError, OverflowError):
+        return None
+    return process
+
+
 def _read(path: Path, limit: int, *, tail: bool = False) -> bytes:
     """At most `limit` bytes of a regular file, from its start or its end; nothing if there is none."""
     with contextlib.suppress(OSError):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from trialkeeper_operator.api.trial import Trial
 
 INTERVAL = 2.0  # seconds between two looks
+NOT_RUN = "nobody carries it out now: the same trialkeeper run goes on, and results has what was saved last"
 MARGIN = 5  # rows of a terminal that the table leaves free
 
 
@@ -98,17 +99,21 @@ def look(where: str | None, namespace: str | None, room: int | None = None) -> P
     :raises Refused: if there is nothing of that name.
     :raises OSError: if kubectl, or the file of a run, says no.
     """
+    from trialkeeper_operator.decide.experiment import over
+    from trialkeeper_operator.local.place import runner_of
     from trialkeeper_operator.local.screen import fitting
 
     if where is None:
         return of_experiments(_experiments(namespace))
-    run = Path(where)
+    run, resting = Path(where), False
     if (run / "journal.jsonl").is_file():
         experiment, trials = _of_run(run)
+        resting = not over(experiment.status) and runner_of(run) is None
     else:
         experiment, trials = _of_cluster(named(where, namespace))
     shown, left_out = (list(trials), 0) if room is None else fitting(trials, room)
-    return of_trials(experiment, shown, left_out)
+    picture = of_trials(experiment, shown, left_out)
+    return picture._replace(words=[*picture.words, NOT_RUN]) if resting else picture
 
 
 def _experiments(namespace: str | None) -> list[Experiment]:
