@@ -243,3 +243,40 @@ def test_a_drill_that_is_interrupted_has_no_verdict(tmp_path: Path, monkeypatch:
     done = CliRunner().invoke(drill, [str(experiment(tmp_path, "kill -INT $PPID; exec sleep 600"))])
     assert done.exit_code == 130
     assert "says nothing about your trainer" in done.stderr
+
+
+@pytest.mark.parametrize("what", ["the folder", "the journal", "another folder"])
+def test_a_run_whose_folder_is_gone_stops_its_trainers_and_is_no_success(what: str, tmp_path: Path) -> None:
+    run_folder, old = tmp_path / "runs" / "exp", tmp_path / "old"
+    gone = {
+        "the folder": f'rm -rf "{run_folder}"',
+        "the journal": f'rm "{run_folder}/journal.jsonl"',
+        "another folder": f'mv "{run_folder}" "{old}"; cp -r "{old}" "{run_folder}"',
+    }[what]
+    file = experiment(tmp_path, f"if [ $TRIALKEEPER_INDEX = 0 ]; then {gone}; fi\nexec sleep 600\n")
+    done = started(file)
+    assert done.exit_code == 1, done.output
+    verb = "replaced" if what == "another folder" else "deleted"
+    assert f"{run_folder} was {verb} while it ran" in done.stderr.splitlines()[-1]
+    assert "Succeeded" not in done.output
+    assert "reconciling failed" not in done.output
+    kept = (run_folder / "pods" / "exp-0-a1").is_dir()
+    assert kept == (what == "another folder"), "which may be another runner's"
+    assert of_run(run_folder / "pods") == {}
+
+
+def test_a_run_that_ends_without_its_folder_is_no_success(tmp_path: Path) -> None:
+    done = started(experiment(tmp_path, f'{TELL}rm -rf "{tmp_path}/runs"', maxTrials=1))
+    assert done.exit_code == 1
+    assert "was deleted while it ran" in done.stderr
+
+
+def test_a_run_that_lost_its_journal_says_that_it_begins_anew(tmp_path: Path) -> None:
+    file = experiment(tmp_path)
+    store = tmp_path / "runs" / "exp" / "store"
+    (store / "default").mkdir(parents=True)
+    first = started(file)
+    assert first.exit_code == 0
+    assert first.stderr.count("begins anew, and the old store in it stays") == 1
+    assert (store / "default").is_dir()
+    assert "begins anew" not in started(file).stderr

@@ -39,6 +39,19 @@ class JournalUnwritable(Unavailable, OSError):
         return str(self.args[0])
 
 
+class JournalGone(RuntimeError):
+    """Raised when the file has been deleted, or another one is in its place (`replaced`): nothing is kept any more."""
+
+    def __init__(self, path: Path, *, replaced: bool) -> None:
+        self.replaced = replaced
+        what = "replaced" if replaced else "deleted"
+        then = "goes on with what is there now" if replaced else "begins anew"
+        super().__init__(
+            f"{path.parent} was {what} while it ran, or {path.name} in it: its trainers have been stopped, "
+            f"and the same command {then}"
+        )
+
+
 class Replayed(NamedTuple):
     """What a journal says: its objects, the newest resourceVersion, its lines, and the bytes of whole ones."""
 
@@ -108,7 +121,9 @@ class Journal:
         """Append one write.
 
         :raises JournalUnwritable: if the disk does not take it; the journal is then as it was.
+        :raises JournalGone: if nobody would find it.
         """
+        self.check()
         self.compact_if_long()
         line = _line(op, obj)
         try:
@@ -122,6 +137,26 @@ class Journal:
         self.lines += 1
         self._whole += len(line)
         self._dirty = True
+
+    def check(self) -> None:
+        """Look whether the file is still the one that is written to.
+
+        :raises JournalGone: if it is not.
+        """
+        try:
+            there = os.stat(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise JournalGone(self.path, replaced=False) from None
+        if not os.path.samestat(there, os.fstat(self._file)):
+            raise JournalGone(self.path, replaced=True)
+
+    def replaced(self) -> bool:
+        """Whether another file is in its place, which somebody else may write."""
+        try:
+            self.check()
+        except JournalGone as gone:
+            return gone.replaced
+        return False
 
     def flush(self) -> None:
         """Make everything recorded durable.

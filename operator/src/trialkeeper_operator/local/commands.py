@@ -95,7 +95,7 @@ def run(
 
 def _run(file: Path, folder: Path, sets: list[str], preempt: int, gpus: str | None, fresh: bool, output: str) -> int:
     from trialkeeper_operator.api.validate import InvalidObject
-    from trialkeeper_operator.cluster.journal import JournalCorrupt
+    from trialkeeper_operator.cluster.journal import JournalCorrupt, JournalGone
     from trialkeeper_operator.decide.restore import RestoreRefused
     from trialkeeper_operator.local.definition import RunDiffers
     from trialkeeper_operator.local.gpus import parse
@@ -111,6 +111,8 @@ def _run(file: Path, folder: Path, sets: list[str], preempt: int, gpus: str | No
         return _complain(file, [wrong])
     _notes(raw, manifest.notes)
     where = (folder / raw["metadata"]["name"]).resolve()
+    if not (where / "journal.jsonl").exists() and any((where / "store").glob("*")):
+        click.echo(f"note: {where} has no journal.jsonl: it begins anew, and the old store in it stays", err=True)
     request = Request(raw, manifest.folder, where, output=output, preempt=preempt, gpus=ids, fresh=fresh)
     try:
         done = asyncio.run(execute(request))
@@ -119,6 +121,9 @@ def _run(file: Path, folder: Path, sets: list[str], preempt: int, gpus: str | No
     except (RunBusy, RunDiffers, JournalCorrupt) as refusal:
         click.echo(f"trialkeeper: {refusal}", err=True)
         return BAD_INPUT
+    except JournalGone as gone:
+        click.echo(f"trialkeeper: {gone}", err=True)
+        return FAILED
     except OSError as error:
         what = f"{error.filename}: " if error.filename else ""
         click.echo(f"trialkeeper: {what}{error.strerror}: mend that, and the same command goes on", err=True)

@@ -33,7 +33,10 @@ How = Literal["SIGTERM", "SIGKILL"]
 
 
 class Kubelet:
-    """Runs the pods of a Memory. `flush` makes the journal durable; `on_report` gets (namespace, trial, message)."""
+    """Runs the pods of a Memory. `flush` makes the journal durable; `on_report` gets (namespace, trial, message).
+
+    `replaced` says whether the run's folder may be another runner's by now: what is there is left alone then.
+    """
 
     def __init__(
         self,
@@ -44,9 +47,10 @@ class Kubelet:
         flush: Callable[[], None],
         on_report: Callable[[str, str, Message], None],
         gpus: Gpus,
+        replaced: Callable[[], bool] = lambda: False,
     ) -> None:
         self._memory, self._place, self._now, self._flush = memory, place, now, flush
-        self._on_report, self._gpus = on_report, gpus
+        self._on_report, self._gpus, self._replaced = on_report, gpus, replaced
         self._pods: dict[str, Running] = {}
         self._swept = float("-inf")
         self._stopping = False
@@ -103,8 +107,9 @@ class Kubelet:
             self._pods.pop(running.uid, None)
             if not self._pods:
                 self._empty.set()
-            self._sweep_soon()
-            await asyncio.to_thread(self._place.clear, running.name)  # the disk may take its time
+            if not self._replaced():
+                self._sweep_soon()
+                await asyncio.to_thread(self._place.clear, running.name)  # the disk may take its time
 
     async def _until_ended(self, running: Running) -> int:
         """Wait for the process, and end it when told to: SIGTERM, the grace, SIGKILL."""
@@ -247,8 +252,9 @@ class Kubelet:
 
     async def sweep(self) -> None:
         """After `run`: end everything that has outlived its trainer, and clear away what is left of its pods."""
-        await process.end_all(self._outlived(), 0.0)
-        self._place.clear_all()
+        if not self._replaced():
+            await process.end_all(self._outlived(), 0.0)
+            self._place.clear_all()
 
     async def _recover(self) -> None:
         """End what a dead runner left running, and say of its pods that their node is gone."""

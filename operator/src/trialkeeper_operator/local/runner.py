@@ -6,6 +6,7 @@ The journal in the run's folder is the only state. Whatever ends this process, t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -20,7 +21,7 @@ from trialkeeper_operator.api import names
 from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.api.trial import Trial
 from trialkeeper_operator.cluster.admission import admission
-from trialkeeper_operator.cluster.journal import Journal, attach
+from trialkeeper_operator.cluster.journal import Journal, JournalGone, attach
 from trialkeeper_operator.cluster.memory import Memory
 from trialkeeper_operator.decide import ledger
 from trialkeeper_operator.decide.experiment import over
@@ -36,6 +37,7 @@ from trialkeeper_operator.reconcile.ask import limit
 from trialkeeper_operator.reconcile.loop import Operator
 
 STATUS_INTERVAL = 1.0  # seconds between two journal entries of a trial's live values
+GUARD_INTERVAL = 1.0  # seconds between two looks whether the journal is still there
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # a person, a machine, a terminal that is closed
 
 
@@ -51,7 +53,10 @@ class Diary(logging.FileHandler):
         self._propagated, self._log.propagate = self._log.propagate, False
 
     def emit(self, record: logging.LogRecord) -> None:
-        super().emit(record)
+        if record.exc_info is not None and isinstance(record.exc_info[1], JournalGone):
+            return  # the run ends with it
+        with contextlib.suppress(OSError):  # its folder may be gone
+            super().emit(record)
         if self.tell is not None:
             self.tell(f"trialkeeper: {record.getMessage()} (this and what follows is in {self.baseFilename})")
             self.tell = None
@@ -85,7 +90,13 @@ class Run:
         self.operator = Operator(memory, memory, now=time.time, status_interval=STATUS_INTERVAL)
         place = Place(request.base, request.run, request.shell)
         self.kubelet = Kubelet(
-            memory, place, now=time.time, flush=journal.flush, on_report=self._reported, gpus=Gpus(request.gpus)
+            memory,
+            place,
+            now=time.time,
+            flush=journal.flush,
+            on_report=self._reported,
+            gpus=Gpus(request.gpus),
+            replaced=journal.replaced,
         )
         trials, kills = limit(experiment), request.kills
         if kills is None:
@@ -137,6 +148,12 @@ class Run:
             else:
                 self.preempter.missed(trial.spec.index, attempt)
 
+    async def _guard(self) -> None:
+        """Notice that the journal is gone: the operator takes the refusal of a write for one object's trouble."""
+        while True:
+            await asyncio.sleep(GUARD_INTERVAL)
+            self.journal.check()
+
     async def _watch(self) -> None:
         """Follow every change, tell it, and return when the experiment is over."""
         async for event in self.memory.events():
@@ -181,7 +198,10 @@ class Run:
         return over(experiment.status) and current and experiment.status.finished == len(self._trials)
 
     async def carry_out(self) -> None:
-        """Until the experiment is over, or somebody interrupts."""
+        """Until the experiment is over, or somebody interrupts.
+
+        :raises JournalGone: if the run's folder was deleted or replaced meanwhile.
+        """
         loop = asyncio.get_running_loop()
         interrupt = asyncio.Event()
 
@@ -208,7 +228,8 @@ class Run:
         operator = asyncio.ensure_future(self.operator.run())
         kubelet = asyncio.ensure_future(self.kubelet.run())
         preempt = asyncio.ensure_future(self._preempt())
-        everything = {watch, stop, operator, kubelet, preempt}
+        guard = asyncio.ensure_future(self._guard())
+        everything = {watch, stop, operator, kubelet, preempt, guard}
         try:
             await asyncio.wait(everything, return_when=asyncio.FIRST_COMPLETED)
             if stop.done() and not watch.done():
@@ -222,6 +243,7 @@ class Run:
             for task in everything:
                 task.cancel()
             await asyncio.wait(everything)
+        self.journal.check()  # first, since whatever else went wrong followed from it
         for task in everything:
             if not task.cancelled() and (error := task.exception()) is not None:
                 raise _first(error)
@@ -253,6 +275,7 @@ async def execute(request: Request) -> Run:
     :raises RunBusy: if another process is at it.
     :raises RunDiffers: if it is another experiment than the one in the journal.
     :raises RestoreRefused: if there is nothing to go on from where it says.
+    :raises JournalGone: if the run's folder was deleted or replaced meanwhile.
     """
     held = lock(request.run)
     diary = Diary(request.run / "operator.log")
