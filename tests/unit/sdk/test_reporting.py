@@ -336,6 +336,23 @@ def test_parameters_come_over_defaults_as_keys_and_attributes(place: Place) -> N
     assert left.out == ("0.5 3 adam True 9\nno parameter 'nothing' here, there are: amp, epochs, layers, lr, name\n")
 
 
+def test_a_parameter_that_the_trainer_does_not_know_is_told_once(place: Place) -> None:
+    place.params = {"learning_rate": 0.5, "l2": 0.1, "momntum": 0.2, "depth": 3}
+    left = place.run("for _ in range(2): p = trialkeeper.get_params(lr=1e-3, l2=0.0, momentum=0.9)\nprint(*p)")
+    assert left.out == "lr l2 momentum learning_rate momntum depth\n"
+    ours = "is not among those of get_params(lr, l2, momentum)"
+    assert [line for line in left.err.splitlines() if "get_params" in line] == [
+        f"trialkeeper: parameter learning_rate {ours}: did you mean lr?",
+        f"trialkeeper: parameter momntum {ours}: did you mean momentum?",
+        f"trialkeeper: parameter depth {ours}",
+    ]
+
+
+def test_parameters_without_defaults_are_nobodys_mistake(place: Place) -> None:
+    place.params = {"learning_rate": 0.5}
+    assert "get_params" not in place.run("trialkeeper.get_params()").err
+
+
 ODD = {
     "n": 1, "f": 0.5, "inf": float("inf"), "none": None, "b": b"\x00\xff", "t": (1, (2, "x")), "l": [True, "a"],
     "nested": {1: "int key", ("a", 2): "tuple key"}, "array": np.arange(6).reshape(2, 3), "scalar": np.float32(0.25),

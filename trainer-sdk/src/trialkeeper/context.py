@@ -41,8 +41,32 @@ class Context:
 
 
 def get_params(**defaults: Any) -> Params:
-    """The trial's parameters over `defaults`, which serve a plain run and whatever is not varied."""
-    return Params(defaults | dict(session.current().env.parameters))
+    """The trial's parameters over `defaults`, which serve a plain run and whatever is not varied.
+
+    A parameter of the trial that is not among `defaults` is told once on stderr, if there are any.
+    """
+    here = session.current()
+    given = here.env.parameters
+    unknown = [name for name in given if name not in defaults] if defaults and here.owner else []
+    for name in unknown:
+        near = _near(name, [known for known in defaults if known not in given])
+        asked = f": did you mean {near}?" if near else ""
+        here.warn_once(
+            f"parameter {name}", f"parameter {name} is not among those of get_params({', '.join(defaults)}){asked}"
+        )
+    return Params(defaults | dict(given))
+
+
+def _near(name: str, known: list[str]) -> str | None:
+    """Which of the known ones may be meant: one that is spelled alike, or has the other's initials."""
+    import difflib  # not before there is need of it
+
+    short = [k for k in known if _initials(k) == name or _initials(name) == k]
+    return next(iter(short or difflib.get_close_matches(name, known, 1)), None)
+
+
+def _initials(name: str) -> str:
+    return "".join(word[0] for word in name.split("_") if word)
 
 
 def get_context() -> Context:
