@@ -200,6 +200,12 @@ def test_an_exception_tells_type_message_and_place(place: Place) -> None:
     assert "Traceback" in left.err
 
 
+def test_an_exception_that_we_raise_tells_the_trainers_line(place: Place) -> None:
+    left = place.run("def step():\n    trialkeeper.report({'loss': 'low'})\nstep()")
+    assert left.last is not None
+    assert left.last.text.endswith(" (at trainer.py:3 step < trainer.py:4 <module>)"), left.last.text
+
+
 def test_a_script_from_stdin_is_a_trainer(place: Place) -> None:
     left = place.run("trialkeeper.report({'loss': 1})", stdin=True)
     assert left.end == ("complete", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import traceback
 from collections.abc import Iterator
@@ -10,8 +11,10 @@ from types import TracebackType
 from trialkeeper import contract
 from trialkeeper.store import Unreachable
 
-FRAMES = 4  # of the traceback's end are told
+FRAMES = 4  # of the traceback's end are told, without our own
 CAUSES = 8  # of an exception are looked at
+
+_OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 _MEMORY = re.compile(r"out of memory|RESOURCE_EXHAUSTED|cannot allocate memory|Unable to allocate", re.IGNORECASE)
 _DEVICE = re.compile(
@@ -34,7 +37,8 @@ def describe(kind: type[BaseException], error: BaseException, trace: TracebackTy
     """(end, reason, text) of an uncaught exception; the text has type, message and last frames."""
     reasons = {_reason(cause) for cause in _causes(error)}
     reason = next(reason for reason in _ORDER if reason in reasons)
-    frames = traceback.extract_tb(trace)[-FRAMES:]
+    every = traceback.extract_tb(trace)
+    frames = ([f for f in every if not os.path.abspath(f.filename).startswith(_OURS)] or every)[-FRAMES:]
     if reason == contract.REASON_STORE:
         frames = []  # nobody has to mend them
     where = " < ".join(f"{f.filename.rpartition('/')[2]}:{f.lineno} {f.name}" for f in reversed(frames))
