@@ -278,3 +278,63 @@ def test_kubectl_is_asked_for_one_merge_patch(tmp_path: Path, monkeypatch: pytes
     assert asked[5] == "--type=merge"
     assert json.loads(asked[6].removeprefix("--patch=")) == {"spec": {"desired": "Pause"}}
     assert asked[7:] == ["--", "exp-0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("runs/mine", "runs/mine is a run on this machine"),
+        ("runs/other", "runs/other is no run on this machine"),
+        ("./runs/mine", "./runs/mine is a run on this machine"),
+    ],
+)
+def test_a_path_is_no_name_in_a_cluster(
+    name: str, words: str, tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran(tmp_path, monkeypatch)
+    code, said = world.says("suspend", name)
+    assert code == 2
+    assert words in said
+    assert "docs/by-hand.md" in said
+
+
+def ran(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be where there is a run `mine`."""
+    (folder / "runs" / "mine").mkdir(parents=True)
+    (folder / "runs" / "mine" / "journal.jsonl").touch()
+    monkeypatch.chdir(folder)
+
+
+@pytest.mark.parametrize("name", ["mine", "mine-0"])
+def test_a_name_that_only_this_machine_knows_is_told_as_such(
+    name: str, tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran(tmp_path, monkeypatch)
+    code, said = world.says("resume", name)
+    assert code == 2
+    assert "runs/mine is a run on this machine" in said
+    assert "this machine" not in world.says("resume", "other")[1]
+
+
+def test_a_name_that_a_cluster_knows_is_the_clusters(
+    tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran(tmp_path, monkeypatch)
+    world.experiment("mine")
+    assert world.says("suspend", "mine")[0] == 0
+    assert "this machine" not in world.says("suspend", "mine")[1]
+
+
+def test_kubectls_log_is_kept_from_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran(tmp_path, monkeypatch)
+    program = tmp_path / "kubectl"
+    log = "E1130 12:11:58.123456    4242 memcache.go:265] couldn't get current server API group list"
+    last = "The connection to the server localhost:8080 was refused - did you specify the right host or port?"
+    said = "\n".join([log, log, last])
+    program.write_text(f"#!{sys.executable}\nimport sys\nsys.exit({said!r})\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = CliRunner().invoke(by_hand.pause_command, ["exp-0"])
+    assert (done.exit_code, done.output) == (2, f"trialkeeper: {last}\n")
+    done = CliRunner().invoke(by_hand.pause_command, ["mine-0"])
+    assert "runs/mine is a run on this machine" in done.output

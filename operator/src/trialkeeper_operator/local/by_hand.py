@@ -6,9 +6,11 @@ operator does the rest; whoever prefers `kubectl edit`, or a file in git, gets t
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -20,11 +22,16 @@ if TYPE_CHECKING:
     Object = dict[str, Any]
 
 BAD_INPUT = 2
+ON_A_MACHINE = "a run on a machine is told by its file, and shown by trialkeeper top: docs/by-hand.md"
 TRIES = 5  # at a write that somebody else comes before
 
 
 class Refused(ValueError):
     """Raised when it makes no sense; the message is one sentence that says what would."""
+
+
+class Missing(Refused):
+    """Raised when there is no such object."""
 
 
 class Named(NamedTuple):
@@ -44,8 +51,11 @@ class Named(NamedTuple):
 def named(text: str, namespace: str | None) -> Named:
     """`[tri/|exp/][NAMESPACE/]NAME[@ITERATION]`.
 
-    :raises Refused: if it is none.
+    :raises Refused: if it is none, or a path.
     """
+    if text.startswith(("/", ".", "~", "runs/")):
+        there = "is a" if (Path(text) / "journal.jsonl").is_file() else "is no"
+        raise Refused(f"{text[:200]} {there} run on this machine, and this asks a cluster: {ON_A_MACHINE}")
     whole, at, number = text.partition("@")
     kind, *rest = whole.split("/") if whole.startswith(("tri/", "exp/")) else ("", *whole.split("/"))
     if not 1 <= len(rest) <= 2 or not all(rest) or (at and not (number.isascii() and number.isdigit() and int(number))):
@@ -56,8 +66,8 @@ def named(text: str, namespace: str | None) -> Named:
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """Whatever does not work is one sentence and exit code 2."""
+def told(name: str | None) -> Iterator[None]:
+    """Whatever does not work with an object of this name is one sentence and exit code 2."""
     from trialkeeper_operator.api.validate import InvalidObject
     from trialkeeper_operator.local.kubectl import NoKubectl, Refusal
 
@@ -67,8 +77,17 @@ def told() -> Iterator[None]:
         click.echo(f"trialkeeper: {none}. A run on this machine is told by its file: docs/by-hand.md", err=True)
         sys.exit(BAD_INPUT)
     except (Refused, Refusal, InvalidObject) as refusal:
-        click.echo(f"trialkeeper: {refusal}", err=True)
+        run = _here(name or "") if isinstance(refusal, (Missing, Refusal)) else None
+        hint = f" ({run} is a run on this machine: {ON_A_MACHINE})" if run else ""
+        click.echo(f"trialkeeper: {refusal}{hint}", err=True)
         sys.exit(BAD_INPUT)
+
+
+def _here(name: str) -> Path | None:
+    """The run on this machine that has this name, or a trial of this name."""
+    last = name.partition("@")[0].rpartition("/")[2]
+    runs = (Path("runs") / run for run in (last, re.sub(r"-\d+$", "", last)) if run)
+    return next((run for run in runs if (run / "journal.jsonl").is_file()), None)
 
 
 def trial_of(target: Named) -> Trial | None:
@@ -96,7 +115,7 @@ def _there(target: Named) -> Trial:
         raise Refused(f"{target.name} is named as an Experiment, and this is for Trials: there is suspend for those")
     found = trial_of(target)
     if found is None:
-        raise Refused(f"there is no Trial {_in(target)}: kubectl get tri lists them")
+        raise Missing(f"there is no Trial {_in(target)}: kubectl get tri lists them")
     return found
 
 
@@ -170,7 +189,7 @@ def resume(target: Named) -> str:
     if experiment is not None:
         return _resume_experiment(experiment)
     if trial is None:
-        raise Refused(f"there is neither a Trial nor an Experiment {_in(target)}")
+        raise Missing(f"there is neither a Trial nor an Experiment {_in(target)}")
     if over := _over(trial):
         raise Refused(f"{trial.name} is over ({over}): trialkeeper retry {target.again} gives it another try")
     suspended = _owner(trial).spec.suspend
@@ -197,7 +216,7 @@ def suspend(target: Named) -> str:
     """Let all trials of an experiment save and leave."""
     experiment = None if target.kind == "tri" else experiment_of(target)
     if experiment is None:
-        raise Refused(f"there is no Experiment {_in(target)}: kubectl get exp lists them; pause is for one trial")
+        raise Missing(f"there is no Experiment {_in(target)}: kubectl get exp lists them; pause is for one trial")
     if (ended := _ended(experiment)) is not None:
         raise Refused(f"{experiment.name} is over ({ended}): there is nothing to suspend")
     if experiment.spec.suspend:
@@ -328,7 +347,7 @@ _namespace = click.option("-n", "--namespace", help="The namespace, instead of t
 
 def _command(name: str, what: str, act: Callable[[Named], str], about: str) -> click.Command:
     def carry_out(target: str, namespace: str | None) -> None:
-        with told():
+        with told(target):
             click.echo(act(named(target, namespace)))
 
     return click.command(name, help=about)(_namespace(click.argument("target", metavar=what)(carry_out)))
@@ -348,7 +367,7 @@ suspend_command = _command("suspend", "EXPERIMENT", suspend, "Let all trials of 
 @click.option("--name", help="A name for the new trial, for people.")
 def fork_command(target: str, namespace: str | None, sets: tuple[str, ...], name: str | None) -> None:
     """Begin a new trial at a checkpoint of TRIAL, at its newest one or at ITERATION."""
-    with told():
+    with told(target):
         parameters = dict(_parameter(assignment) for assignment in sets)
         click.echo(fork(named(target, namespace), parameters, name))
 

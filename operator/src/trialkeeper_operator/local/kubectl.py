@@ -18,6 +18,7 @@ AGAIN = 1.0  # seconds before a forwarding that ended is begun again
 
 Object = dict[str, Any]
 
+_KLOG = re.compile(r"[EWIF]\d{4} ")  # how a line of kubectl's log begins; what it says of it follows
 _FORWARDING = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+) ->")
 # kubectl must not outlive us, however we end: it ends with the pipe that is its shell's input.
 _TIED = 'exec 3<&0; "$@" </dev/null & p=$!; (cat <&3 >/dev/null; kill $p) >/dev/null 2>&1 & wait $p'
@@ -128,8 +129,13 @@ def _said(arguments: list[str], stdin: str | None = None) -> str:
     except subprocess.TimeoutExpired:
         raise Refusal(f"kubectl has not answered within {SECONDS:g} s") from None
     if done.returncode != 0:
-        raise Refusal(done.stderr.strip()[:500])
+        raise Refusal(_words(done.stderr) or f"kubectl ended with code {done.returncode}")
     return done.stdout
+
+
+def _words(said: str) -> str:
+    """What kubectl says to people, without its log."""
+    return "\n".join(line for line in said.splitlines() if not _KLOG.match(line)).strip()[:500]
 
 
 class Forward:
@@ -180,7 +186,7 @@ class Forward:
                     said[:] = [*said[-9:], line]
                 process.wait()
             if not local:
-                ready.put("".join(said).strip()[:500] or "kubectl forwards no port")
+                ready.put(_words("".join(said)) or "kubectl forwards no port")
                 return
             self._closed.wait(AGAIN)
 

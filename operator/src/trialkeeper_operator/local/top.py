@@ -129,13 +129,13 @@ def _of_cluster(target: Named) -> tuple[Experiment, list[Trial]]:
     from trialkeeper_operator.api import names
     from trialkeeper_operator.api.trial import Trial
     from trialkeeper_operator.local import kubectl
-    from trialkeeper_operator.local.by_hand import Refused
+    from trialkeeper_operator.local.by_hand import Missing
     from trialkeeper_operator.local.remote import TRIALS
     from trialkeeper_operator.state.cache import owner_uid
 
     experiment = experiment_of(target)
     if experiment is None:
-        raise Refused(f"there is no Experiment {target.name}, and no run of this name in a folder")
+        raise Missing(f"there is no Experiment {target.name}, and no run of this name in a folder")
     selector = f"--selector={names.LABEL_EXPERIMENT}={experiment.name}"
     items = kubectl.get(TRIALS, "", experiment.namespace, selector).get("items") or []
     trials = [Trial.from_object(obj) for obj in items if owner_uid(obj) == experiment.uid]
@@ -214,7 +214,7 @@ def top(experiment: str | None, namespace: str | None, once: bool, interval: flo
 
     Live on a terminal, until Ctrl-C.
     """
-    with told():
+    with told(experiment):
         if once or not sys.stdout.isatty():
             click.echo(plain(look(experiment, namespace)))
             return
