@@ -121,6 +121,16 @@ def test_an_experiment_that_fails_says_why_and_exits_with_1(tmp_path: Path) -> N
     assert "\x1b" not in done.stdout, "no control codes where nobody reads them"
 
 
+def test_an_entry_that_can_never_be_is_told_when_it_is_passed_over_and_at_the_end(tmp_path: Path) -> None:
+    file = experiment(tmp_path, enqueue=[{"base": {"trial": "other-7"}}])
+    words = "enqueue[0] is passed over: there is no Trial other-7"
+    done = started(file)
+    assert done.exit_code == 0
+    told = [line.partition(words)[0] for line in done.output.splitlines() if words in line]
+    assert told == ["", "enqueue     "]
+    assert words in said(file)["notEnqueued"]
+
+
 def test_every_problem_of_a_file_is_one_line_and_nothing_is_started(tmp_path: Path) -> None:
     file = experiment(tmp_path, onNonFinite="Maybe", parallelism="two")
     done = started(file)

@@ -102,6 +102,7 @@ DOCUMENT: dict[str, Any] = {
     "phase": "Failed",
     "reason": "TooManyFailures",
     "message": "1 trial failed",
+    "notEnqueued": "",
     "counts": {"Succeeded": 1, "Failed": 1},
     "best": {
         "trial": "exp-0",

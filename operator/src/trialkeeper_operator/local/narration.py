@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from trialkeeper_operator.api import names
+from trialkeeper_operator.api.conditions import find
 from trialkeeper_operator.api.experiment import Experiment, Objective
 from trialkeeper_operator.api.times import seconds
 from trialkeeper_operator.api.trial import Trial, TrialStatus
@@ -54,8 +56,16 @@ def _over(trial: Trial, objective: Objective, log: str) -> list[str]:
 
 def of_experiment(old: Experiment | None, new: Experiment) -> list[str]:
     """Lines about an experiment's last change."""
+    passed = not_enqueued(new)
+    lines = [passed] if passed and (old is None or passed != not_enqueued(old)) else []
     before, now = old.status.best if old else None, new.status.best
     finished = new.status.finished > (old.status.finished if old else 0)
     if now is None or not finished or (before is not None and before.trial == now.trial):
-        return []
-    return [f"best so far: {now.trial}, {new.spec.objectives[0].metric} {now.value:.5g}"]
+        return lines
+    return [*lines, f"best so far: {now.trial}, {new.spec.objectives[0].metric} {now.value:.5g}"]
+
+
+def not_enqueued(experiment: Experiment) -> str:
+    """Which entries of spec.enqueue are no trial, and why; empty if there are none."""
+    said = find(experiment.status.conditions, names.ENQUEUED)
+    return said.message if said is not None and said.status == "False" else ""

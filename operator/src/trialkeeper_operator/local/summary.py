@@ -13,6 +13,7 @@ from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.api.times import seconds
 from trialkeeper_operator.api.trial import LostWork, Trial
 from trialkeeper_operator.decide.objective import value
+from trialkeeper_operator.local.narration import not_enqueued
 
 FAILURES = 5  # lines about failed trials at the end
 
@@ -31,6 +32,7 @@ def document(experiment: Experiment, trials: Sequence[Trial], run: Path, kills: 
         "phase": status.phase,
         "reason": verdict.reason if verdict else "",
         "message": verdict.message if verdict else "",
+        "notEnqueued": not_enqueued(experiment),
         "counts": status.counts,
         "best": best,
         "disruptions": status.disruptions,
@@ -189,6 +191,7 @@ def text(experiment: Experiment, trials: Sequence[Trial], said: dict[str, Any], 
         else "goodput     -",
         *([] if said["wallSeconds"] is None else [f"wall time   {duration(said['wallSeconds'])}"]),
         *_failures(said, here),
+        *([f"enqueue     {said['notEnqueued']}"] if said["notEnqueued"] else []),
         f"{said['experiment']}: {said['phase']} ({said['reason']}): {said['message']}",
     ]
     return "\n".join(lines)
