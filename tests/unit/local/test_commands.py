@@ -214,8 +214,9 @@ if [ "$TRIALKEEPER_ATTEMPT" = 1 ]; then
 fi
 {TELL}"""
     file = experiment(tmp_path, script, maxTrials=1)
-    done = started(file)
+    done = started(file, "--set", "spec.timeouts.graceSeconds=42")
     assert done.exit_code == 130
+    assert "SIGTERM and up to 42 s to save" in done.output
     assert "the same command goes on" in done.stderr
     assert (tmp_path / "runs" / "exp" / "logs" / "exp-0-a1.log").read_text() == "saved\n"
     again = said(file)

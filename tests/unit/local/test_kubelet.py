@@ -464,6 +464,19 @@ def test_a_runner_that_goes_gives_every_trainer_time_to_save(tmp_path: Path) -> 
     run(scene())
 
 
+def test_a_runner_that_goes_waits_as_long_as_a_pods_grace(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with living(House(tmp_path)) as house:
+            assert house.kubelet.grace == 0
+            await house.create(f"trap '' TERM\n{READY}{FOREVER}", terminationGracePeriodSeconds=1)
+            await house.ready()
+            assert house.kubelet.grace == 1
+            await house.kubelet.stop()
+            assert terminated(await house.ended())["exitCode"] == 137
+
+    run(scene())
+
+
 def test_a_runner_that_goes_leaves_an_earlier_disruption_as_it_is(tmp_path: Path) -> None:
     async def scene() -> None:
         async with living(House(tmp_path)) as house:

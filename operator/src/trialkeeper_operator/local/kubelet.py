@@ -26,7 +26,7 @@ from trialkeeper_operator.reconcile.ports import Conflict, NotFound, Object
 NODE = "local"
 REPORT_POLL = 0.1  # seconds
 SWEEP_INTERVAL = 1.0  # seconds at least between two looks for what has outlived its trainer
-SHUTDOWN_GRACE = 10.0  # seconds at most for a trainer to save when the runner goes
+ORPHAN_GRACE = 10.0  # seconds at most for the trainers of a dead runner to save, while the next one waits
 PREEMPTED = "trialkeeper run --preempt"  # stands in the messages of our own kills
 
 How = Literal["SIGTERM", "SIGKILL"]
@@ -227,11 +227,16 @@ class Kubelet:
         process.end_group(running.process.pid)
         return True
 
+    @property
+    def grace(self) -> float:
+        """Seconds that `stop` takes at most; 0 if no trainer is here."""
+        return max((podstatus.grace(running.pod) for running in self._pods.values()), default=0.0)
+
     async def stop(self) -> None:
-        """As a node shuts down: every trainer gets SIGTERM and a short grace; returns when all have ended."""
+        """As a node shuts down: every trainer gets SIGTERM and its grace; returns when all have ended."""
         self._stopping = True
         for running in self._pods.values():
-            running.orders.put_nowait(min(podstatus.grace(running.pod), SHUTDOWN_GRACE))
+            running.orders.put_nowait(podstatus.grace(running.pod))
         await self._empty.wait()
 
     def kill(self) -> None:
@@ -264,7 +269,7 @@ class Kubelet:
             *process.of_run(self._place.pods).values(),
             *process.of_pods(p["metadata"]["uid"] for p in pods).values(),
         ]
-        grace = max((min(podstatus.grace(p), SHUTDOWN_GRACE) for p in pods), default=0.0)
+        grace = max((min(podstatus.grace(p), ORPHAN_GRACE) for p in pods), default=0.0)
         await process.end_all(sorted({pid for pids in left for pid in pids}), grace)
         for pod in pods:
             if not pod["spec"].get("nodeName"):

@@ -234,7 +234,8 @@ class Run:
             await asyncio.wait(everything, return_when=asyncio.FIRST_COMPLETED)
             if stop.done() and not watch.done():
                 self.interrupted = True
-                self._screen.line("stopping: trainers get SIGTERM and up to 10 s to save (again: kill them now)")
+                if grace := self.kubelet.grace:
+                    self.say(f"stopping: trainers get SIGTERM and up to {grace:g} s to save (again: kill them now)")
                 # The operator first: what ends from now on is judged by whoever runs this again.
                 operator.cancel()
                 await asyncio.wait({operator})
