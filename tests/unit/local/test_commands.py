@@ -101,6 +101,18 @@ def test_another_experiment_is_refused_with_what_differs_and_the_two_ways_out(tm
     assert len(list((tmp_path / "runs" / "exp").glob("journal-*.jsonl"))) == 1
 
 
+def test_fewer_trials_than_before_are_refused_with_the_numbers(tmp_path: Path) -> None:
+    file = experiment(tmp_path)
+    said(file)
+    refused = started(file, "--set", "spec.maxTrials=2")
+    assert refused.exit_code == 2
+    assert "spec.maxTrials: 3 -> 2: it can only grow, write 3 or more" in refused.stderr
+    assert "--fresh" not in refused.stderr
+    refused = started(file, "--set", "spec.maxTrials=2", "--set", "spec.search.seed=9")
+    assert "spec.maxTrials: 3 -> 2: it can only grow" in refused.stderr
+    assert "--fresh" in refused.stderr
+
+
 def test_a_second_runner_is_refused_with_the_first_ones_number(tmp_path: Path) -> None:
     file = experiment(tmp_path)
     held = lock(tmp_path / "runs" / "exp")

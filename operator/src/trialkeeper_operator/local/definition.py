@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trialkeeper_operator.api import names
-from trialkeeper_operator.api.validate import InvalidObject, check_experiment
+from trialkeeper_operator.api.validate import InvalidObject, Problem, check_experiment
 from trialkeeper_operator.cluster.memory import Memory
 from trialkeeper_operator.reconcile.ports import Conflict, Invalid, Object
 
@@ -19,16 +19,20 @@ _MAY_CHANGE = re.compile(
     r"|spec\.objectives\[\d+\]\.target:"
 )
 
+_MOST = Problem("spec.maxTrials", "can only grow")
+
 
 class RunDiffers(ValueError):
-    """Raised when the file differs from the run in what cannot change."""
+    """Raised when the file differs from the run in what cannot change; `most`: maxTrials there, and here."""
 
-    def __init__(self, name: str, refusal: InvalidObject, changes: Sequence[str]) -> None:
-        lines = "\n".join(f"  {line}" for line in [*map(str, refusal.problems), *changes])
-        super().__init__(
-            f"experiment {name} has been started with another definition:\n{lines}\n"
-            f"start it anew with --fresh, or give the new one another metadata.name"
-        )
+    def __init__(
+        self, name: str, refusal: InvalidObject, changes: Sequence[str], most: tuple[int | None, int | None]
+    ) -> None:
+        shrunk = f"{_MOST.path}: {most[0]} -> {most[1] or 'none'}: it can only grow, write {most[0]} or more"
+        lines = [shrunk if problem == _MOST else str(problem) for problem in refusal.problems] + [*changes]
+        anew = [] if lines == [shrunk] else ["start it anew with --fresh, or give the new one another metadata.name"]
+        told = "\n".join([*(f"  {line}" for line in lines), *anew])
+        super().__init__(f"experiment {name} has been started with another definition:\n{told}")
 
 
 def differences(old: Any, new: Any, path: str = "spec") -> list[str]:
@@ -56,7 +60,9 @@ async def ensure(memory: Memory, raw: Mapping[str, Any]) -> Object:
         return await memory.put({**body, "metadata": {**body["metadata"], **kept}})
     except (Invalid, Conflict) as refusal:
         if isinstance(refusal.__cause__, InvalidObject):
-            changes = differences(stored["spec"], check_experiment(raw).spec.to_object())
+            wanted = check_experiment(raw).spec.to_object()
+            changes = differences(stored["spec"], wanted)
             fixed = [change for change in changes if not _MAY_CHANGE.match(change)]
-            raise RunDiffers(name, refusal.__cause__, fixed) from refusal
+            most = stored["spec"].get("maxTrials"), wanted.get("maxTrials")
+            raise RunDiffers(name, refusal.__cause__, fixed, most) from refusal
         raise
