@@ -297,3 +297,36 @@ def test_numbers_that_no_trial_has_are_refused(part: str, field: str, column: An
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     with pytest.raises(SnapshotInvalid, match=re.escape(words)):
         decode(packer.compress(json.dumps(document).encode()) + packer.flush())
+
+
+_NUMBERS = st.integers(-3, 3) | st.sampled_from([0.5, 2**53, 1e-9]) | st.floats(0, 1e9)
+_TIMES = st.none() | st.floats(0, 4e9).map(stamp)
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "trainedSeconds": _NUMBERS,
+                "runningSeconds": _NUMBERS,
+                "startTime": _TIMES,
+                "completionTime": _TIMES,
+                "iteration": st.integers(0, 3),
+                "attempt": st.integers(0, 3),
+            },
+        ),
+        max_size=6,
+    )
+)
+def test_whatever_a_server_keeps_comes_back(stati: list[dict[str, Any]]) -> None:
+    """An API server makes whole numbers of 1.0, and clocks may be set back."""
+    known = [{k: v for k, v in status.items() if v is not None} for status in stati]
+    _, rows = decode(encode(experiment(), [trial(index=i, **status) for i, status in enumerate(known)]))
+    for row, status in zip(rows, known, strict=True):
+        assert row["status"].keys() == status.keys()
+        for field, value in status.items():
+            if "Time" in field:
+                assert abs(seconds(row["status"][field]) - seconds(value)) <= 0.06
+            else:
+                assert row["status"][field] == pytest.approx(value, abs=0.21)

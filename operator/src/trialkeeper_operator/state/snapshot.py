@@ -14,7 +14,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from trialkeeper_operator.api import names
 from trialkeeper_operator.state import brief
@@ -87,7 +87,7 @@ def encode(experiment: Mapping[str, Any], trials: Iterable[Mapping[str, Any]]) -
 def _column(values: Sequence[Any], field: str) -> Any:
     """One field of all trials: a single value if all agree or count, columns of its members if it is an object."""
     first = values[0] if values else None
-    if len(values) > 1 and type(first) is int and all(type(v) is int and v == n for n, v in enumerate(values, first)):
+    if len(values) > 1 and _counts(first) and all(type(v) is int and v == n for n, v in enumerate(values, first)):
         return {"from": first}
     if values and all(v == values[0] and type(v) is type(values[0]) for v in values):
         return {"all": values[0]}
@@ -99,6 +99,11 @@ def _column(values: Sequence[Any], field: str) -> Any:
         }
         return {"of": members, **({} if all(present) else {"in": [int(p) for p in present]})}
     return {"each": list(values)}
+
+
+def _counts(first: Any) -> TypeGuard[int]:
+    """Whether a column may be told by where it begins to count: not by a number that would fill memory."""
+    return type(first) is int and 0 <= first < 2**53
 
 
 class _Columns:
@@ -117,7 +122,7 @@ class _Columns:
         if "all" in column:
             return [column["all"]] * count
         first = column.get("from")
-        if type(first) is int and 0 <= first < 2**53:
+        if _counts(first):
             return [*range(first, first + count)]
         if "each" in column:
             each = column["each"]
