@@ -38,9 +38,9 @@ def changed(changes: Changes) -> dict[str, Any]:
         if value is GONE:
             del here[steps[-1]]
         elif isinstance(here, list) and steps[-1] == len(here):
-            here.append(value)
+            here.append(copy.deepcopy(value))  # what is changed below it must not change the table
         else:
-            here[steps[-1]] = value
+            here[steps[-1]] = copy.deepcopy(value)
     return found
 
 
