@@ -14,6 +14,7 @@ from contract.bench import PATIENCE, Story, Tell
 from namespaces import own_namespace
 from testbed import Cluster, cluster, images
 from testbed.wait import until
+from trialkeeper_operator.serve.handlers import CLOSING
 
 CRDS = Path(__file__).parents[2] / "crds"
 
@@ -43,6 +44,7 @@ def tell(testbed: Cluster) -> Tell:
         async def main() -> None:
             async with asyncio.timeout(4 * PATIENCE), kube(str(testbed.kubeconfig)) as bench:
                 await story(bench)
+            await asyncio.sleep(CLOSING)
 
         asyncio.run(main())
 
@@ -88,6 +90,7 @@ def play(fakes: Cluster, request: pytest.FixtureRequest) -> Play:
                     await story(plane)
             finally:
                 await plane.close()
+                await asyncio.sleep(CLOSING)
 
         asyncio.run(main())
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CLOSING = 0.25  # seconds after which connections with TLS are closed: aiohttp leaves that to the loop
+
 
 class WatchEnded(Exception):
     """Raised when the watches have ended and nobody has asked for it; the process must start again."""
@@ -174,18 +176,20 @@ class _Watch:
     def start(self, ended: Callable[[BaseException], None]) -> None:
         """Start watching; `ended` is told, in the thread, why it has ended."""
 
+        async def watched() -> None:
+            await kopf.operator(
+                registry=self._registry,
+                settings=settings(),
+                clusterwide=not self._namespaces,
+                namespaces=self._namespaces,
+                standalone=True,
+                stop_flag=self._stop,
+            )
+            await asyncio.sleep(CLOSING)
+
         def main() -> None:
             try:
-                asyncio.run(
-                    kopf.operator(
-                        registry=self._registry,
-                        settings=settings(),
-                        clusterwide=not self._namespaces,
-                        namespaces=self._namespaces,
-                        standalone=True,
-                        stop_flag=self._stop,
-                    )
-                )
+                asyncio.run(watched())
             except BaseException as error:  # whatever it is, the process is told and not left deaf
                 ended(error)
             else:
