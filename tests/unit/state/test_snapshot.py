@@ -299,7 +299,7 @@ def test_numbers_that_no_trial_has_are_refused(part: str, field: str, column: An
         decode(packer.compress(json.dumps(document).encode()) + packer.flush())
 
 
-_NUMBERS = st.integers(-3, 3) | st.sampled_from([0.5, 2**53, 1e-9]) | st.floats(0, 1e9)
+_NUMBERS = st.integers(-3, 3) | st.sampled_from([0.5, 10**11, 1e-9]) | st.floats(0, 1e9)
 _TIMES = st.none() | st.floats(0, 4e9).map(stamp)
 
 
