@@ -20,7 +20,7 @@ Object = dict[str, Any]
 # Node monitor grace 12 s here (40 to 50 s elsewhere), 20 s of toleration, and until the next checkpoint what seeing,
 # starting, a leader elsewhere and saving take on a busy machine; when the container runs again is asserted by itself.
 GRACE, USUAL_GRACE = 12, 50
-BOUND = GRACE + 20 + 50
+BOUND = GRACE + 20 + 35
 # Seconds from a kubelet's death to the trial's next container, in a cluster with the usual grace.
 RUNNING, RUNNING_BLINDLY = 90, 260
 

@@ -345,7 +345,6 @@ def test_a_pod_that_we_ended_and_whose_node_is_lost_holds_up_no_further_attempt(
         assert found.status.attempt == 2
 
 
-SITE = Site(store="s3://bucket")
 SAVED = Message(attempt=1, podUid="pod-1", firstReport=NOW + 5, iteration=3, resumed=Resumed(0, 0, NOW, 0))
 REPORTING = {
     "attempt": 1,

@@ -165,6 +165,11 @@ def begun(pod: Pod | None, container: str) -> bool:
     return isinstance(state, dict) and ("running" in state or bool(_ended(entry)))
 
 
+def is_terminal(pod: Pod) -> bool:
+    """Whether a pod has ended for good: no container of it runs any more."""
+    return status_of(pod).get("phase") in ("Succeeded", "Failed")
+
+
 def ended(pod: Pod, container: str) -> bool:
     """Whether the pod's part is over, and all is there to judge it by.
 
@@ -172,7 +177,7 @@ def ended(pod: Pod, container: str) -> bool:
     write that the containers have terminated, and in a later one the phase, the reason and the condition: that is
     waited for.
     """
-    if status_of(pod).get("phase") in ("Succeeded", "Failed") or _never_begins(pod):
+    if is_terminal(pod) or _never_begins(pod):
         return True
     return terminated(pod, container) is not None and not any(_closing(c) for c in conditions_of(pod))
 

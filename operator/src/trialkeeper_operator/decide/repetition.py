@@ -13,7 +13,7 @@ from trialkeeper_operator.decide.waiting import Waiting
 
 # `type: words (at file:line function < ...)`, as the SDK writes an exception: the words may name parameters.
 _EXCEPTION = re.compile(r"(?P<type>[\w.]+): .*(?P<where> \(at .*)", re.DOTALL)
-_RANK = re.compile(r"(rank \d+: )+")
+_RANK = re.compile(r"\A(rank \d+: )+")
 
 
 def repeated(trials: Sequence[Trial], limit: int) -> Waiting | None:
@@ -39,6 +39,6 @@ def _error(record: AttemptRecord) -> tuple[str, ...] | None:
         return (record.reason,)
     if record.class_ != endings.FAILED or record.reason in endings.MEMORY:
         return None
-    said = _RANK.sub("", record.message, count=1) if _RANK.match(record.message) else record.message
+    said = _RANK.sub("", record.message)
     found = _EXCEPTION.fullmatch(said)
     return (record.reason, found["type"], found["where"]) if found else (record.reason, said)

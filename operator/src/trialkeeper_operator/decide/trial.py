@@ -159,13 +159,8 @@ def _leftovers(view: View) -> tuple[Action, ...]:
     return tuple(
         DeletePod(name, pod["metadata"]["uid"])
         for name, pod in sorted(view.pods.items())
-        if not pod["metadata"].get("deletionTimestamp") and not (name == kept and _over(pod))
+        if not pod["metadata"].get("deletionTimestamp") and not (name == kept and evidence.is_terminal(pod))
     )
-
-
-def _over(pod: Object) -> bool:
-    """Whether no container of a pod runs any more: a sidecar would hold its node's room for ever."""
-    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
 
 
 def _open(view: View, now: float) -> Plan:
@@ -236,6 +231,12 @@ def leaving(view: View) -> list[Object]:
         return []
     deleted = (pod for pod in view.pods.values() if pod["metadata"].get("deletionTimestamp"))
     return [pod for pod in deleted if not evidence.ended(pod, view.container)]
+
+
+def gives_up(view: View, plan: Plan) -> bool:
+    """Whether a plan ends pods since one of their clocks has run out: only if their nodes answer is it their fault."""
+    new = plan.status is not None and plan.status.intent is not None and view.trial.status.intent is None
+    return new and wanted(view) is None
 
 
 def _silence(view: View, pod: Object, now: float) -> str:

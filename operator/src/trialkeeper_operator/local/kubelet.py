@@ -16,6 +16,7 @@ from typing import Literal
 from trialkeeper.contract import Message
 from trialkeeper_operator.api import names
 from trialkeeper_operator.cluster.memory import Memory
+from trialkeeper_operator.decide import evidence
 from trialkeeper_operator.local import environment, podstatus, process
 from trialkeeper_operator.local.environment import CannotStart
 from trialkeeper_operator.local.gpus import Gpus
@@ -71,13 +72,13 @@ class Kubelet:
                 if event.type == "DELETED":
                     if running is not None and not running.vanished:
                         running.orders.put_nowait(0.0)
-                elif running is None and event.type == "ADDED" and not podstatus.is_terminal(event.object):
+                elif running is None and event.type == "ADDED" and not evidence.is_terminal(event.object):
                     running = self._pods[meta["uid"]] = Running(event.object)
                     self._empty.clear()
                     tasks.create_task(self._live(running))
                 elif running is not None and meta.get("deletionTimestamp"):
                     running.orders.put_nowait(float(meta.get("deletionGracePeriodSeconds", 30)))
-                elif running is None and meta.get("deletionTimestamp") and podstatus.is_terminal(event.object):
+                elif running is None and meta.get("deletionTimestamp") and evidence.is_terminal(event.object):
                     await self._remove(meta["namespace"], meta["name"], meta["uid"])
 
     # One pod's life.
@@ -263,7 +264,7 @@ class Kubelet:
 
     async def _recover(self) -> None:
         """End what a dead runner left running, and say of its pods that their node is gone."""
-        pods = [p async for p in self._memory.list(names.POD) if not podstatus.is_terminal(p)]
+        pods = [p async for p in self._memory.list(names.POD) if not evidence.is_terminal(p)]
         # By uid too, since the run's folder may have been moved.
         left = [
             *process.of_run(self._place.pods).values(),

@@ -11,11 +11,6 @@ from trialkeeper_operator.local.place import MESSAGE_LIMIT
 Status = dict[str, Any]
 
 
-def is_terminal(pod: Mapping[str, Any]) -> bool:
-    """Whether a pod has ended for good."""
-    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
-
-
 def grace(pod: Mapping[str, Any]) -> float:
     """Seconds from SIGTERM to SIGKILL."""
     return float(pod["spec"].get("terminationGracePeriodSeconds", 30))

@@ -50,7 +50,7 @@ async def reconcile(world: World, name: Name) -> Outcome:
     if world.site is not None:
         view = replace(view, silent=await _silent(world, decide.leaving(view)))
     plan = decide.plan(view, world.now())
-    if world.site is not None and plan.status is not None and plan.status.intent and not view.trial.status.intent:
+    if world.site is not None and decide.gives_up(view, plan):
         ended = [view.pods[a.name] for a in plan.actions if isinstance(a, DeletePod) and a.name in view.pods]
         if silent := await _silent(world, ended):
             view = replace(view, silent={*view.silent, *silent})

@@ -13,7 +13,7 @@ import json
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from aiohttp import web
@@ -120,13 +120,13 @@ class Reports:
         pod = world.cache.raw(names.POD, (namespace, sender.pod))
         if pod is None:
             found = await world.cluster.get(names.POD, namespace, sender.pod)
-            if found is not None and names.LABEL_TRIAL in (found["metadata"].get("labels") or {}):
+            if found is not None and _label(found):
                 world.seen(names.POD, found)
                 pod = found
-        label = (pod["metadata"].get("labels") or {}).get(names.LABEL_TRIAL) if pod else None
+        label = _label(pod)
         if not label:
             return
-        name = (namespace, str(label))
+        name = (namespace, label)
         if world.cache.trial(name) is None:
             await world.look(names.TRIAL, name)
         trial = world.cache.trial(name)
@@ -137,8 +137,8 @@ class Reports:
         who = str(sender)
         cache = self._operator.world.cache
         pod = cache.raw(names.POD, (sender.namespace, sender.pod))
-        label = (pod["metadata"].get("labels") or {}).get(names.LABEL_TRIAL) if pod else None
-        trial = cache.trial((sender.namespace, str(label))) if label else None
+        label = _label(pod)
+        trial = cache.trial((sender.namespace, label)) if label else None
         if pod is None or pod["metadata"].get("uid") != sender.uid or trial is None or owner_uid(pod) != trial.uid:
             raise Refused(403, "the pod is not one of a trial's", who)
         experiment = cache.experiment((sender.namespace, trial.spec.experiment))
@@ -189,3 +189,8 @@ def is_ours(path: str) -> bool:
 
 def _compact(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
+
+
+def _label(pod: Mapping[str, Any] | None) -> str:
+    """Which trial a pod says that it is of, empty if none."""
+    return str((pod["metadata"].get("labels") or {}).get(names.LABEL_TRIAL) or "") if pod else ""

@@ -1,9 +1,8 @@
 """The snapshot's codec: an experiment's state as a few columns, compressed, for a ConfigMap's binaryData.
 
 Columns compress three times better than rows, since values of one kind stand together, and `brief` leaves out what
-nobody will miss. A snapshot is user
-input when it is read back: its size is bounded before and while it is unpacked, its hash and schema are
-checked, and a field that is missing or of the wrong kind is refused with its name.
+nobody will miss. A snapshot is user input when it is read back: its size is bounded before and while it is unpacked,
+its hash and schema are checked, and a field that is missing or of the wrong kind is refused with its name.
 """
 
 from __future__ import annotations
