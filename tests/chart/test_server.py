@@ -12,6 +12,7 @@ import subprocess
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ import yaml
 
 from chart.rendering import CHART, MODES, Refused, objects, one_line, pod_specs, tool
 from testbed import cluster
+from testbed.wait import until
 
 FOREIGN = {"ServiceMonitor", "PrometheusRule"}
 STANDARD = {"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "provisioner": "nobody"}
@@ -89,7 +91,19 @@ def release(namespace: str) -> Iterator[str]:
     """The name of a release that is gone afterwards."""
     yield "tk"
     run("helm", "uninstall", "tk", "--namespace", namespace, "--ignore-not-found")
-    kubectl("delete", "--ignore-not-found", *CRDS)
+    # A CRD that is deleted before its objects can be listed stays for a minute or two: the server says
+    # "InstanceDeletionFailed: could not list instances: storage is (re)initializing" and comes back to it later.
+    for crd in kubectl("get", "--ignore-not-found", "-o", "name", *CRDS).split():
+        until(f"objects of {crd} to be listed", partial(can_be_listed, crd))
+        kubectl("delete", crd)
+
+
+def can_be_listed(crd: str) -> bool:
+    plural, _, group = crd.rpartition("/")[2].partition(".")
+    try:
+        return bool(kubectl("get", "--raw", f"/apis/{group}/v1alpha1/{plural}"))
+    except Refused:
+        return False
 
 
 def install(name: str, namespace: str, *sets: str, flags: Sequence[str] = ()) -> str:
