@@ -4,9 +4,10 @@ A MinIO on this machine. Each case runs in a fresh process, several rounds, all 
 each; a ratio is the median of the rounds' ratios, of that half of the rounds in which other processes used the machine
 least (`foreign`: cores). The last line is one JSON object.
 
-    python benchmarks/checkpoint.py [--rounds 5] [--mib 1024] [--only upload download ...] [--long]
+    python benchmarks/checkpoint.py [--rounds 5] [--mib 1024] [--only upload download ...] [--long] [--ray PYTHON]
 
-`--long` adds a training with a checkpoint of 100 MB every five seconds, two minutes a case.
+`--long` adds a training with a checkpoint of 100 MB every five seconds, two minutes a case. `--ray` adds Ray Tune, of
+whatever version that interpreter has; for Ray Tune a save is over when it is stored, since `report` waits for that.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+import loop
 from minio import Minio as Client
 
 from minio_server import KEYS, minio
+from minio_server import Minio as Server
 from stores import environment_of
 from trialkeeper.store import Store
 from trialkeeper.store.address import bucket_of
@@ -43,6 +46,7 @@ MIB = 1 << 20
 PART = 16 * MIB
 CONNECTIONS = 4
 IDLE = 0.25  # CPU seconds in a second
+KEPT = "space/exp-1/00000/data/kept/source"  # the object that is fetched
 
 
 @dataclass(frozen=True)
@@ -118,9 +122,48 @@ def _used(process: Path) -> float:
 
 
 def put_raw(place: Place) -> Measured:
-    """The bytes alone: presigned parts over four connections, by sendfile; nothing is hashed."""
+    """The bytes alone: one presigned PUT, by sendfile."""
     found: Measured = {}
-    client, key, size = place.client(), "raw", place.source.stat().st_size
+    client, name = place.client(), bucket_of(place.url).name
+    with measured(found), place.source.open("rb") as file, _connection(place) as connection:
+        parts = urlsplit(client.get_presigned_url("PUT", name, "raw"))
+        connection.putrequest("PUT", f"{parts.path}?{parts.query}")
+        connection.putheader("Content-Length", str(place.source.stat().st_size))
+        connection.endheaders()
+        connection.sock.sendfile(file)
+        answer = connection.getresponse()
+        answer.read()
+        assert answer.status == 200
+    client.remove_object(name, "raw")
+    return found
+
+
+def get_raw(place: Place) -> Measured:
+    """The bytes alone: one presigned GET into a file, a MiB at a time."""
+    found: Measured = {}
+    client, name = place.client(), bucket_of(place.url).name
+    buffer = memoryview(bytearray(MIB))
+    with measured(found), (place.own / "fetched").open("wb") as file, _connection(place) as connection:
+        parts = urlsplit(client.get_presigned_url("GET", name, KEPT))
+        connection.request("GET", f"{parts.path}?{parts.query}")
+        answer = connection.getresponse()
+        while size := answer.readinto(buffer):
+            file.write(buffer[:size])
+        assert file.tell() == place.source.stat().st_size
+    return found
+
+
+@contextmanager
+def _connection(place: Place) -> Iterator[http.client.HTTPConnection]:
+    connection = http.client.HTTPConnection(urlsplit(bucket_of(place.url).endpoint).netloc)
+    yield connection
+    connection.close()
+
+
+def put_parts(place: Place) -> Measured:
+    """The bytes alone as we send them: parts over four connections, by sendfile; nothing is hashed."""
+    found: Measured = {}
+    client, key, size = place.client(), "parts", place.source.stat().st_size
     name = bucket_of(place.url).name
     with measured(found):
         upload_id = client._create_multipart_upload(name, key, {})
@@ -187,7 +230,7 @@ def get_minio(place: Place) -> Measured:
     found: Measured = {}
     client, name = place.client(), bucket_of(place.url).name
     with measured(found):
-        client.fget_object(name, "space/exp-1/00000/data/kept/source", str(place.own / "fetched"))
+        client.fget_object(name, KEPT, str(place.own / "fetched"))
     return found
 
 
@@ -287,20 +330,6 @@ def hand_over(place: Place) -> Measured:
     return found
 
 
-def _steps(seconds: float, stop: Callable[[], bool] = lambda: False) -> float:
-    """Steps a second of a training that computes all the time, with numpy and without."""
-    import numpy as np
-
-    weights = np.random.default_rng(1).standard_normal((200, 200))
-    start, steps = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds and not stop():
-        for _ in range(3):
-            weights = np.tanh(weights @ weights / 200)
-        sum(i * i for i in range(10_000))
-        steps += 1
-    return steps / (time.perf_counter() - start)
-
-
 def _sent() -> bool:
     from trialkeeper import reporting
 
@@ -317,45 +346,21 @@ def train(place: Place) -> Measured:
     _trial(place)
     found: Measured = {}
     trialkeeper.report({"loss": 1.0})
-    _steps(1.0)
+    loop.steps(1.0)
     ratios = []
     for _ in range(3):
-        alone = _steps(2.0)
+        alone = loop.steps(2.0)
         with trialkeeper.checkpoint_dir({"loss": 1.0}) as folder:
             os.link(place.source, folder / "w")
-        sending = _steps(60.0, _sent)
+        sending = loop.steps(60.0, _sent)
         trialkeeper.flush()
-        ratios.append(sending / statistics.mean((alone, _steps(2.0))))
+        ratios.append(sending / statistics.mean((alone, loop.steps(2.0))))
     found["seconds"] = found["ratio"] = statistics.median(ratios)
     return found
 
 
-EVERY, LONG, LARGE = 5.0, 120.0, 100_000_000  # seconds; bytes
-
-
-def _work(steps: int) -> None:
-    left = iter(range(steps))
-    _steps(600.0, lambda: next(left, None) is None)
-
-
 def _long(place: Place, save: Callable[[Callable[[Path], None]], object]) -> Measured:
-    """A fixed number of steps, with a checkpoint of four files every so many of them."""
-    found: Measured = {}
-    content = os.urandom(LARGE // 4)
-
-    def write(folder: Path) -> None:
-        for i in range(4):
-            (folder / str(i)).write_bytes(content)
-
-    noted = place.shared / "steps"
-    if not noted.exists():
-        noted.write_text(str(int(_steps(5.0) * EVERY)))
-    steps = int(noted.read_text())
-    with measured(found):
-        for _ in range(int(LONG / EVERY)):
-            _work(steps)
-            save(write)
-    return found
+    return {"seconds": loop.long(place.shared / "steps", save)}
 
 
 def long_ours(place: Place) -> Measured:
@@ -375,7 +380,7 @@ def long_alone(place: Place) -> Measured:
 CASES: Mapping[str, Callable[[Place], Measured]] = {
     case.__name__: case
     for case in (
-        *(put_raw, put_minio, put_ours, get_minio, get_ours, put_small, get_small, put_again),
+        *(put_raw, put_parts, put_minio, put_ours, get_raw, get_minio, get_ours, put_small, get_small, put_again),
         *(hand_over, train, long_ours, long_alone),
     )
 }
@@ -383,13 +388,15 @@ CASES: Mapping[str, Callable[[Place], Measured]] = {
 
 # Groups: which cases are run in turn, and what comes out of their rounds.
 
-Rounds = list[dict[str, Measured]]
+Round = dict[str, Measured]
+Rounds = list[Round]
 Results = dict[str, float]
 
 
 def _ratio(rounds: Rounds, ours: str, other: str) -> float:
     """How many times as fast as another case, in the rounds in which others used this machine least."""
-    quiet = sorted(rounds, key=lambda r: max(r[ours]["foreign"], r[other]["foreign"]))[: (len(rounds) + 1) // 2]
+    used = [max(r[ours].get("foreign", 0.0), r[other].get("foreign", 0.0)) for r in rounds]
+    quiet = [rounds[i] for i in sorted(range(len(rounds)), key=used.__getitem__)][: (len(rounds) + 1) // 2]
     return statistics.median(r[other]["seconds"] / r[ours]["seconds"] for r in quiet)
 
 
@@ -411,8 +418,10 @@ def _costs(rounds: Rounds, gib: float, way: str, ours: str, minio: str) -> Resul
 def upload_results(rounds: Rounds, gib: float) -> Results:
     return {
         "upload_ratio": _ratio(rounds, "put_ours", "put_raw"),
+        "upload_ratio_parts": _ratio(rounds, "put_ours", "put_parts"),
         "upload_ratio_minio": _ratio(rounds, "put_ours", "put_minio"),
-        "upload_cpu_s_gib_raw": _median(rounds, "put_raw", "cpu") / gib,
+        **({"upload_ratio_ray": _ratio(rounds, "put_ours", "put_ray")} if "put_ray" in rounds[0] else {}),
+        "upload_cpu_s_gib_parts": _median(rounds, "put_parts", "cpu") / gib,
         **_costs(rounds, gib, "upload", "put_ours", "put_minio"),
     }
 
@@ -420,6 +429,7 @@ def upload_results(rounds: Rounds, gib: float) -> Results:
 def download_results(rounds: Rounds, gib: float) -> Results:
     return {
         "download_ratio": _ratio(rounds, "get_ours", "get_minio"),
+        "download_ratio_raw": _ratio(rounds, "get_ours", "get_raw"),
         **_costs(rounds, gib, "download", "get_ours", "get_minio"),
     }
 
@@ -435,21 +445,34 @@ def small_results(rounds: Rounds, gib: float) -> Results:
 def training_results(rounds: Rounds, gib: float) -> Results:
     return {
         "handover_ms": _median(rounds, "hand_over", "seconds") * 1000,
+        **(
+            {"handover_ms_ray": _median(rounds, "hand_over_ray", "seconds") * 1000}
+            if "hand_over_ray" in rounds[0]
+            else {}
+        ),
         "train_speed_ratio": _median(rounds, "train", "ratio"),
     }
 
 
 def long_results(rounds: Rounds, gib: float) -> Results:
-    return {"long_run_ratio": statistics.median(r["long_ours"]["seconds"] / r["long_alone"]["seconds"] for r in rounds)}
+    def ratio(case: str) -> float:
+        return statistics.median(r[case]["seconds"] / r["long_alone"]["seconds"] for r in rounds)
+
+    return {
+        "long_run_ratio": ratio("long_ours"),
+        **({"long_run_ratio_ray": ratio("long_ray")} if "long_ray" in rounds[0] else {}),
+    }
 
 
 GROUPS: Mapping[str, tuple[tuple[str, ...], Callable[[Rounds, float], Results]]] = {
-    "upload": (("put_raw", "put_minio", "put_ours"), upload_results),
-    "download": (("get_minio", "get_ours"), download_results),
+    "upload": (("put_raw", "put_parts", "put_minio", "put_ours"), upload_results),
+    "download": (("get_raw", "get_minio", "get_ours"), download_results),
     "small": (("put_small", "get_small", "put_again"), small_results),
     "training": (("hand_over", "train"), training_results),
     "long": (("long_ours", "long_alone"), long_results),
 }
+
+RAY: Mapping[str, str] = {"upload": "put_ray", "training": "hand_over_ray", "long": "long_ray"}
 
 BOUNDS: Mapping[str, Callable[[float], bool]] = {
     "upload_ratio": lambda x: x >= 0.95,
@@ -471,6 +494,7 @@ def main() -> int:
     parser.add_argument("--patience", type=float, default=10.0, help="seconds to wait for an idle machine, each time")
     parser.add_argument("--only", nargs="*", choices=[*GROUPS], default=[g for g in GROUPS if g != "long"])
     parser.add_argument("--long", action="store_true", help="add the long training")
+    parser.add_argument("--ray", help="an interpreter that has ray[tune], pyarrow and numpy: Ray Tune is measured, too")
     parser.add_argument("--case", nargs=4, help=argparse.SUPPRESS)  # name, url, shared folder, own folder
     asked = parser.parse_args()
     if asked.case:
@@ -482,12 +506,17 @@ def main() -> int:
     os.environ.update(KEYS)
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # the other core is the upload process's
     results: Results = {}
-    with tempfile.TemporaryDirectory(prefix="trialkeeper-bench-") as folder, minio(Path(folder)) as server:
+    with (
+        tempfile.TemporaryDirectory(prefix="trialkeeper-bench-") as folder,
+        minio(Path(folder), lifetime=3 * 3600) as server,
+    ):
         shared = Path(folder)
         _prepare(server.url, shared, asked.mib)
         for group in [*asked.only, *(["long"] if asked.long else [])]:
             cases, results_of = GROUPS[group]
-            rounds = [_round(cases, n, server.url, shared, asked.mib, asked.patience) for n in range(asked.rounds)]
+            if asked.ray and group in RAY:
+                cases = (*cases, RAY[group])
+            rounds = [_round(cases, n, server, shared, asked) for n in range(asked.rounds)]
             results |= results_of(rounds, asked.mib / 1024)
     for name, value in results.items():
         verdict = "" if name not in BOUNDS else "ok" if BOUNDS[name](value) else "MISSED"
@@ -519,21 +548,23 @@ def _await_idle(patience: float) -> None:
             return
 
 
-def _round(
-    cases: tuple[str, ...], number: int, url: str, shared: Path, mib: int, patience: float
-) -> dict[str, Measured]:
+def _round(cases: tuple[str, ...], number: int, server: Server, shared: Path, asked: argparse.Namespace) -> Round:
     """Each case once, in an order that changes from round to round."""
-    found: dict[str, Measured] = {}
+    found: Round = {}
     for shift in range(len(cases)):
         name = cases[(number + shift) % len(cases)]
         os.sync()
-        _await_idle(patience)
+        _await_idle(asked.patience)
         with tempfile.TemporaryDirectory(dir=shared) as own:
-            command = [sys.executable, __file__, "--mib", str(mib), "--case", name, url, str(shared), own]
+            if name in RAY.values():
+                peer = Path(__file__).with_name("ray_tune.py")
+                command = [asked.ray, peer, name, server.endpoint, server.bucket, shared, own, str(asked.mib)]
+            else:
+                command = [sys.executable, __file__, "--mib", str(asked.mib), "--case", name, server.url, shared, own]
             done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
         if done.returncode:
             sys.exit(f"{name} failed:\n{done.stderr}")
-        found[name] = json.loads(done.stdout)
+        found[name] = json.loads(done.stdout.splitlines()[-1])
         words = " ".join(f"{what} {value:8.3f}" for what, value in found[name].items())
         print(f"round {number} {name:10} {words}", flush=True)
     return found

@@ -18,7 +18,6 @@ from trialkeeper.store.address import bucket_of
 from trialkeeper.store.keys import Keys
 from trialkeeper.store.wire import Wire
 
-LIFETIME = 900  # seconds after which it ends whatever becomes of us
 STARTUP = 30  # seconds that it may take to come up
 KEYS = {"AWS_ACCESS_KEY_ID": "trialkeeper", "AWS_SECRET_ACCESS_KEY": "not-a-secret-at-all"}
 
@@ -52,8 +51,8 @@ def _free_port() -> int:
 
 
 @contextmanager
-def minio(folder: Path) -> Iterator[Minio]:
-    """A server that keeps its data below a folder, until it is left."""
+def minio(folder: Path, *, lifetime: int = 900) -> Iterator[Minio]:
+    """A server that keeps its data below a folder, until it is left, or for so many seconds if we are killed."""
     found = program()
     if found is None:
         pytest.fail("there is no MinIO: set TRIALKEEPER_MINIO to its program")
@@ -61,7 +60,7 @@ def minio(folder: Path) -> Iterator[Minio]:
     data = folder / "minio"
     data.mkdir()
     server = subprocess.Popen(
-        ["timeout", str(LIFETIME), found, "server", "--quiet", "--address", address, data],
+        ["timeout", str(lifetime), found, "server", "--quiet", "--address", address, data],
         env={
             "PATH": os.environ["PATH"],
             "HOME": str(folder),

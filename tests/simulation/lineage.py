@@ -28,7 +28,9 @@ class Lineage:
             return
         index, uid = spec["index"], spec["experimentUid"]
         own = contract.prefix(meta["namespace"], spec["experiment"], uid, index)
-        older = self._prefixes.get(self._donor[uid], {}).get(index, []) if self._restoring else []
+        # A second leader may still take a trial over that the one who was through did not find in the snapshot.
+        taken_over = self._restoring or "base" in spec
+        older = self._prefixes.get(self._donor[uid], {}).get(index, []) if taken_over else []
         self._prefixes.setdefault(uid, {})[index] = [own, *older]
         self._older[own] = older
 

@@ -116,6 +116,8 @@ def test_a_reached_target_ends_it_once_the_others_have_stopped() -> None:
         a_trial(0, "Succeeded", 0.05), a_trial(1, "Stopped"), objectives=objectives, status=stopping.status.to_object()
     )
     assert verdict(over) == ("True", "TargetReached")
+    said = next(c.message for c in over.status.conditions if c.type == "Succeeded")
+    assert said == "exp-0 has reached the target: loss is 0.05; 1 of 2 trials succeeded"
 
 
 def test_more_trials_wake_a_finished_experiment() -> None:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from builders import experiment
 from faults import Call, Fault
 from stage import Stage, bare, story
 from trialkeeper_operator.api import names
 from trialkeeper_operator.reconcile import experiment as experiments
 from trialkeeper_operator.reconcile import trial as trials
-from trialkeeper_operator.reconcile.ports import QuotaExceeded
+from trialkeeper_operator.reconcile.ports import QuotaExceeded, Unavailable
 from trialkeeper_operator.reconcile.world import World
 
 Object = dict[str, Any]
@@ -73,6 +75,56 @@ def test_a_service_comes_with_the_pods_and_goes_when_the_trial_is_over() -> None
         await passes(stage, world, 4)
         assert (await status(stage))["phase"] == "Stopped"
         assert [s async for s in stage.memory.list(names.SERVICE)] == []
+
+    story(tell)
+
+
+def test_a_service_that_cannot_be_deleted_yet_is_deleted_later() -> None:
+    async def tell(stage: Stage) -> None:
+        refused: list[str] = []
+
+        def first(call: Call) -> Fault | None:
+            if call.verb != "delete" or call.kind != names.SERVICE:
+                return None
+            refused.append(call.name)
+            return Fault.CONFLICT if len(refused) == 1 else None
+
+        world = stage.operator(first)
+        await begun(stage, world)
+        found = await stage.memory.get("Trial", "default", "exp-0")
+        assert found is not None
+        await stage.memory.put({**found, "spec": {**found["spec"], "desired": "Stop"}})
+        with pytest.raises(Unavailable, match="the Service exp-0 cannot be deleted yet"):
+            await passes(stage, world, 4)
+        await passes(stage, world, 1)
+        assert refused == ["exp-0", "exp-0"]
+        assert [s async for s in stage.memory.list(names.SERVICE)] == []
+
+    story(tell)
+
+
+def test_a_pod_that_was_deleted_before_it_was_noted_is_why_the_others_end() -> None:
+    """Its events and the other pod's end come at once, to an operator that has made them and heard nothing since."""
+
+    async def tell(stage: Stage) -> None:
+        world = stage.operator()
+        await stage.memory.create(bare(experiment(maxTrials=1, nodes=2)))
+        while len(await pods(stage)) < 2:
+            await passes(stage, world, 1)
+        assert "pod" not in await status(stage)
+        await stage.memory.bind("default", "exp-0-a1-r1", "node-1")
+        await stage.memory.delete("Pod", "default", "exp-0-a1-r1")
+        ended = {"name": "trainer", "state": {"terminated": {"exitCode": 1, "reason": "Error"}}}
+        (other,) = [p for p in await pods(stage) if p["metadata"]["name"] == "exp-0-a1-r0"]
+        await says(stage, other, phase="Failed", containerStatuses=[ended])
+        left = await stage.memory.get("Pod", "default", "exp-0-a1-r1")
+        assert left is not None
+        world.seen("Pod", left)
+        await stage.memory.delete("Pod", "default", "exp-0-a1-r1", grace_seconds=0)
+        await passes(stage, world, 2)
+        said = await status(stage)
+        assert (said["closed"], said.get("disruptions", 0), said.get("failures", 0)) == (1, 1, 0)
+        assert said["history"][-1]["reason"] == "Deleted"
 
     story(tell)
 

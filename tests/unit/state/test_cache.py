@@ -100,10 +100,9 @@ def test_a_deleted_pods_last_state_is_kept_until_it_is_forgotten() -> None:
     cache = Cache()
     cache.apply("Pod", pod())
     cache.remove("Pod", pod(exit_code=3))
-    assert cache.last_pod(("default", "exp-0-a1"), "pod-1") == pod(exit_code=3)
-    assert cache.last_pod(("default", "exp-0-a1"), "other") is None
+    assert cache.last_pod(("default", "exp-0-a1")) == pod(exit_code=3)
     cache.forget_pod(("default", "exp-0-a1"))
-    assert cache.last_pod(("default", "exp-0-a1"), "pod-1") is None
+    assert cache.last_pod(("default", "exp-0-a1")) is None
 
 
 def test_a_list_prunes_what_vanished_but_not_what_came_meanwhile() -> None:

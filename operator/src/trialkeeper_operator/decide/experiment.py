@@ -13,7 +13,7 @@ from trialkeeper import contract
 from trialkeeper.store.address import Bucket, bucket_of
 from trialkeeper_operator.api import names
 from trialkeeper_operator.api.conditions import Condition, Verdict, find, set_condition
-from trialkeeper_operator.api.experiment import Best, Experiment, ExperimentStatus
+from trialkeeper_operator.api.experiment import Best, Experiment, ExperimentStatus, Objective
 from trialkeeper_operator.api.times import stamp
 from trialkeeper_operator.api.trial import LostWork, Trial
 from trialkeeper_operator.decide import fork, ledger, repetition, waiting
@@ -301,10 +301,21 @@ def _finished(
         message = f"none of {len(trials)} trials came to a result; the last says: {_last_words(trials)}"
     else:
         verdict, message = "True", f"{succeeded} of {len(trials)} trials succeeded"
+        if reason == names.TARGET_REACHED:
+            message = f"{_aimed(experiment.spec.objectives, trials)}; {message}"[:1024]
     status = status.model_copy(
         update={"phase": "Succeeded" if verdict == "True" else "Failed", "completion_time": stamp(now)}
     )
     return _with(status, names.SUCCEEDED, verdict, reason, message, now)
+
+
+def _aimed(objectives: Sequence[Objective], trials: Sequence[Trial]) -> str:
+    """Which trial has reached the target, and with what."""
+    first = next((t for t in trials if reached(objectives, t.status)), None)
+    if first is None:  # it was so when the experiment was ended
+        return names.STOPPING[names.TARGET_REACHED]
+    aimed = [(o, value(o, first.status)) for o in objectives if o.target is not None]
+    return f"{first.name} has reached the target: " + ", ".join(f"{o.metric} is {found:g}" for o, found in aimed)
 
 
 def _fatal(trials: Sequence[Trial]) -> str:

@@ -166,7 +166,9 @@ def _leftovers(view: View) -> tuple[Action, ...]:
 def _open(view: View, now: float) -> Plan:
     """An attempt is open: find its pods, hear them, judge them, or watch over them."""
     status, names_ = view.trial.status, _pods(view, view.trial.status.attempt)
-    status = ledger.record_pods(status, names_[0], [view.pods.get(name) for name in names_], now)
+    # One that went before it was noted has been there all the same: why it went may be why the others end.
+    known = [view.pods.get(name) or view.last.get(name) for name in names_]
+    status = ledger.record_pods(status, names_[0], known, now)
     if status.pod is None:
         return _without_pod(view, now)
     ranks = group.ranks(names_, status.pod, view.pods, view.last, lambda pod: _silence(view, pod, now))

@@ -51,8 +51,12 @@ async def remove(world: World, experiment: Experiment, trial: str) -> None:
         return
     try:
         await world.cluster.delete(names.SERVICE, experiment.namespace, trial, uid=uid)
-    except (NotFound, Conflict):
-        pass  # it is gone, or another has its name
+    except NotFound:
+        pass
+    except Conflict:
+        stored = await world.cluster.get(names.SERVICE, experiment.namespace, trial)
+        if stored is not None and stored["metadata"]["uid"] == uid:
+            raise Unavailable(f"the Service {trial} cannot be deleted yet") from None
     world.services[experiment.uid].pop(trial, None)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 from trialkeeper_operator.api import names
@@ -99,13 +100,14 @@ def _view(world: World, name: Name) -> View | None:
 
 
 def _last_seen(world: World, experiment: Experiment, trial: Trial) -> dict[str, Mapping[str, Any]]:
-    """The open attempt's pods whose deletion was watched, as they were then."""
-    uids = trial.status.pod.uids if trial.status.pod else ()
-    called = names.pod_names(trial.name, trial.status.attempt, experiment.spec.nodes)
-    found = (
-        (name, world.cache.last_pod((trial.namespace, name), uid)) for name, uid in zip(called, uids, strict=False)
-    )
-    return {name: pod for name, pod in found if pod is not None}
+    """The open attempt's pods whose deletion was watched, as they were then; also those that were not noted before."""
+    noted = trial.status.pod.uids if trial.status.pod else ()
+    found = {}
+    for name, uid in zip_longest(names.pod_names(trial.name, trial.status.attempt, experiment.spec.nodes), noted):
+        pod = world.cache.last_pod((trial.namespace, name))
+        if pod is not None and (pod["metadata"]["uid"] == uid if uid else owner_uid(pod) == trial.uid):
+            found[name] = pod
+    return found
 
 
 def _started(world: World, experiment: Experiment, pods: Mapping[str, Mapping[str, Any]]) -> bool:

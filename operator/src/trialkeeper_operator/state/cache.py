@@ -157,10 +157,9 @@ class Cache:
     def raw(self, kind: str, name: Name) -> Object | None:
         return self._objects.get(kind, {}).get(name)
 
-    def last_pod(self, name: Name, uid: str) -> Object | None:
-        """The last state of a deleted pod, if its deletion was watched."""
-        pod = self._last.get(name)
-        return pod if pod is not None and pod["metadata"].get("uid") == uid else None
+    def last_pod(self, name: Name) -> Object | None:
+        """The last state of the newest deleted pod of a name, if its deletion was watched."""
+        return self._last.get(name)
 
     def forget_pod(self, name: Name) -> None:
         self._last.pop(name, None)

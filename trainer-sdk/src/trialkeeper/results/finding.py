@@ -64,7 +64,7 @@ def _folder(path: Path) -> Source:
         return _run(place, path)
     top = str(path).lstrip("/")
     experiments = _experiments(place, top)
-    return Source(place, lambda: _trials(place, _only(experiments, top)))
+    return Source(place, lambda: _trials(place, _only(experiments, "/", top)))
 
 
 def _run(place: FolderPlace, path: Path) -> Source:
@@ -112,8 +112,8 @@ def _bucket(where: str) -> Source:
         raise ImportError(f"a bucket needs a few more packages: pip install 'trialkeeper[s3]' ({missing})") from None
     place = open_bucket(replace(bucket, folder="", from_service=False))
     experiments = _experiments(place, bucket.folder)
-    top = f"s3://{bucket.name}/{bucket.folder}"
-    return Source(place, lambda: _trials(place, _only(experiments, top)), pause=5.0)
+    root = f"s3://{bucket.name}/"
+    return Source(place, lambda: _trials(place, _only(experiments, root, bucket.folder)), pause=5.0)
 
 
 def trials(place: Place, folder: str) -> list[str]:
@@ -152,12 +152,12 @@ def _experiments(place: Place, top: str) -> list[str]:
     return []
 
 
-def _only(found: list[str], top: str) -> str:
+def _only(found: list[str], root: str, top: str) -> str:
     if not found:
-        raise NotThere(f"there are no trials in {top or 'the bucket'}: name {HELP}")
+        raise NotThere(f"there are no trials in {root}{top}: name {HELP}")
     if len(found) > 1:
-        some = ", ".join(found[:10]) + (", ..." if len(found) > 10 else "")
-        raise NotThere(f"there are {len(found)} experiments in {top or 'the bucket'}, name one of them: {some}")
+        some = ", ".join(f"{root}{folder}" for folder in found[:10]) + (", ..." if len(found) > 10 else "")
+        raise NotThere(f"there are {len(found)} experiments in {root}{top}, name one of them: {some}")
     return found[0]
 
 
