@@ -176,6 +176,19 @@ def test_a_stop_rule_holds_or_does_not(
     assert (verdict[0] if verdict else None) == expected
 
 
+def test_a_metric_that_a_rule_names_and_nobody_reports_is_told_once(place: Place) -> None:
+    place.settings |= {
+        "objectives": [{"metric": "accuracy"}],
+        "stop": {"metrics": {"val_acc": {"above": 0.9}}, "plateau": {"metric": "val_loss"}},
+    }
+    left = place.run("for i in range(3): trialkeeper.report({'loss': 1.0})")
+    assert sorted(line for line in left.err.splitlines() if "not among" in line) == [
+        "trialkeeper: stop.metrics names 'val_acc', which is not among the reported metrics",
+        "trialkeeper: stop.plateau names 'val_loss', which is not among the reported metrics",
+        "trialkeeper: the objective is 'accuracy', which is not among the reported metrics",
+    ]
+
+
 def test_a_stop_rule_ends_the_trainer_complete_and_saved(place: Place) -> None:
     place.settings |= {"stop": {"maxIterations": 3}, "checkpoint": {"frequency": 0}}
     left = place.run(SAVING + "for i in range(9): trialkeeper.report({'loss': 1.0}, checkpoint=save)\nprint('no')")

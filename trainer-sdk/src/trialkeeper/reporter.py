@@ -233,9 +233,9 @@ class Reporter:
                 self._saves.uploader.sync()
             except OSError as error:
                 self._cannot_write(error)
-        for name in self._objectives:
+        for name, who in {**stop.named(self._rules), **dict.fromkeys(self._objectives, "the objective is")}.items():
             if name and name not in flat:
-                self.session.warn_once(f"objective {name}", f"the objective {name!r} is not among the reported metrics")
+                self.session.warn_once(f"metric {name}", f"{who} {name!r}, which is not among the reported metrics")
         if self._tally.reports == 1:
             self._changed["firstReport"] = self._tally.reported_at
         self._note()

@@ -56,6 +56,12 @@ def parse(settings: Mapping[str, Any]) -> Rules:
     )
 
 
+def named(rules: Rules) -> dict[str, str]:
+    """The metrics that rules need, and which of them names each, as the beginning of a sentence."""
+    found = {} if rules.plateau is None else {rules.plateau.metric: "stop.plateau names"}
+    return found | {name: "stop.metrics names" for name, _, _ in rules.metrics}
+
+
 def judge(
     rules: Rules, values: Mapping[str, float | int], window: Sequence[float], *, iteration: int, seconds: float
 ) -> tuple[str, str] | None:
