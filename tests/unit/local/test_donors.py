@@ -95,7 +95,10 @@ def test_an_experiment_of_another_name_that_begins_alike_is_not_taken_for_it(tmp
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ({"restoreFrom": {"configMap": "gone-snapshot"}}, "ConfigMap gone-snapshot does not exist"),
+        (
+            {"restoreFrom": {"configMap": "gone-snapshot"}},
+            "has the snapshot gone-snapshot: name that of a run that is there",
+        ),
         (
             {
                 "restoreFrom": {"configMap": "exp-snapshot"},

@@ -162,6 +162,7 @@ def drill(
 
 def _drill(file: Path, kills: int | None, seed: int, sets: list[str], cluster: tuple[str | None, bool] | None) -> int:
     from trialkeeper_operator.api.validate import InvalidObject
+    from trialkeeper_operator.cluster.journal import JournalGone
     from trialkeeper_operator.local import remote_drill
     from trialkeeper_operator.local.drill import DrillInterrupted, carry_out
 
@@ -184,5 +185,8 @@ def _drill(file: Path, kills: int | None, seed: int, sets: list[str], cluster: t
     except remote_drill.Refused as refusal:
         click.echo(f"trialkeeper: {refusal}", err=True)
         return BAD_INPUT
+    except JournalGone as gone:
+        click.echo(f"trialkeeper: {gone}", err=True)
+        return FAILED
     click.echo(verdict.sentence)
     return OK if verdict.resumes else FAILED

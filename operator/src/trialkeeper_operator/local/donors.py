@@ -20,7 +20,7 @@ from trialkeeper_operator.api.experiment import Experiment
 from trialkeeper_operator.cluster.body import SERVER_FIELDS
 from trialkeeper_operator.cluster.journal import JournalCorrupt, replay
 from trialkeeper_operator.cluster.memory import Memory
-from trialkeeper_operator.decide.restore import Donor, Row
+from trialkeeper_operator.decide.restore import Donor, RestoreRefused, Row
 from trialkeeper_operator.local.definition import NAMESPACE
 from trialkeeper_operator.reconcile import restore
 from trialkeeper_operator.reconcile.ports import Object
@@ -39,6 +39,11 @@ async def bring(memory: Memory, raw: Mapping[str, Any], run: Path) -> None:
     experiment = Experiment.from_object({**raw, "metadata": {**raw["metadata"], "namespace": NAMESPACE}})
     found, folder = find(source, run)
     stored = await memory.get(names.CONFIG_MAP, NAMESPACE, source)
+    if stored is None and found is None:
+        raise RestoreRefused(
+            f"spec.restoreFrom: no run in {run.parent} has the snapshot {source}: name that of a run that is there, "
+            "or say with --dir where that run is"
+        )
     donor, rows = restore.read(experiment, stored or found, time.time())
     if folder is not None and folder != run:
         for place in _places(donor, rows):
