@@ -13,7 +13,10 @@ from builders import experiment
 from faults import Call, Fault
 from stage import Stage, bare, story
 from trialkeeper_operator.api import names
+from trialkeeper_operator.api.experiment import Experiment
+from trialkeeper_operator.api.trial import Trial
 from trialkeeper_operator.reconcile import experiment as experiments
+from trialkeeper_operator.reconcile import service
 from trialkeeper_operator.reconcile import trial as trials
 from trialkeeper_operator.reconcile.ports import QuotaExceeded, Unavailable
 from trialkeeper_operator.reconcile.world import World
@@ -98,6 +101,25 @@ def test_a_service_that_cannot_be_deleted_yet_is_deleted_later() -> None:
             await passes(stage, world, 4)
         await passes(stage, world, 1)
         assert refused == ["exp-0", "exp-0"]
+        assert [s async for s in stage.memory.list(names.SERVICE)] == []
+
+    story(tell)
+
+
+def test_a_service_is_known_before_its_trial_is() -> None:
+    """An operator that has just come up lists Services once, when its watch may not have told of every trial yet."""
+
+    async def tell(stage: Stage) -> None:
+        await begun(stage, stage.operator())
+        late = stage.operator()
+        found = await stage.memory.get("Experiment", "default", "exp")
+        stored = await stage.memory.get("Trial", "default", "exp-0")
+        assert found is not None
+        assert stored is not None
+        other = {**stored, "metadata": {**stored["metadata"], "name": "exp-1", "uid": "another"}}
+        await service.remove(late, Experiment.from_object(found), Trial.from_object(other))
+        assert len([s async for s in stage.memory.list(names.SERVICE)]) == 1
+        await service.remove(late, Experiment.from_object(found), Trial.from_object(stored))
         assert [s async for s in stage.memory.list(names.SERVICE)] == []
 
     story(tell)

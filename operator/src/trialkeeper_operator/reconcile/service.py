@@ -38,34 +38,35 @@ async def ensure(world: World, experiment: Experiment, trial: Trial, body: Objec
         return Waiting(waiting.QUOTA, f"the namespace's quota has no room for the trial's Service: {full}"[:1024])
     except Invalid as refused:
         return Waiting(waiting.SERVICE, f"the trial's Service is refused: {refused}"[:1024])
-    world.services.setdefault(experiment.uid, {})[trial.name] = found["metadata"]["uid"]
+    world.services.setdefault(experiment.uid, {})[trial.uid] = found["metadata"]["uid"]
     return None
 
 
-async def remove(world: World, experiment: Experiment, trial: str) -> None:
+async def remove(world: World, experiment: Experiment, trial: Trial) -> None:
     """Delete a trial's Service if there is one."""
     if experiment.uid not in world.services_listed:
         await _list(world, experiment)
-    uid = world.services[experiment.uid].get(trial)
+    uid = world.services[experiment.uid].get(trial.uid)
     if uid is None:
         return
     try:
-        await world.cluster.delete(names.SERVICE, experiment.namespace, trial, uid=uid)
+        await world.cluster.delete(names.SERVICE, trial.namespace, trial.name, uid=uid)
     except NotFound:
         pass
     except Conflict:
-        stored = await world.cluster.get(names.SERVICE, experiment.namespace, trial)
+        stored = await world.cluster.get(names.SERVICE, trial.namespace, trial.name)
         if stored is not None and stored["metadata"]["uid"] == uid:
-            raise Unavailable(f"the Service {trial} cannot be deleted yet") from None
-    world.services[experiment.uid].pop(trial, None)
+            raise Unavailable(f"the Service {trial.name} cannot be deleted yet") from None
+    world.services[experiment.uid].pop(trial.uid, None)
 
 
 async def _list(world: World, experiment: Experiment) -> None:
-    """Learn of the experiment's Services from before this operator; what has been made meanwhile is known."""
+    """Learn of the experiment's Services from before this operator, also of trials that it has not been told of yet."""
     labels = {names.LABEL_MANAGED_BY: names.MANAGED_BY, names.LABEL_EXPERIMENT: experiment.name}
     listed = [s async for s in world.cluster.list(names.SERVICE, experiment.namespace, labels)]
-    ours, known = {t.uid for t in world.cache.trials_of(experiment)}, world.services.setdefault(experiment.uid, {})
+    known = world.services.setdefault(experiment.uid, {})
     for found in listed:
-        if owner_uid(found) in ours:
-            known.setdefault(found["metadata"]["name"], found["metadata"]["uid"])
+        owner = owner_uid(found)
+        if owner is not None:
+            known.setdefault(owner, found["metadata"]["uid"])
     world.services_listed.add(experiment.uid)

@@ -204,7 +204,7 @@ async def _act(world: World, view: View, action: Action) -> bool:
     if isinstance(action, DeletePod):
         await _delete(world, view.trial, action)
     elif isinstance(action, DeleteService):
-        await service.remove(world, view.experiment, view.trial.name)
+        await service.remove(world, view.experiment, view.trial)
     return True
 
 

@@ -81,7 +81,7 @@ class World:
     counted: dict[str, float] = field(default_factory=dict)  # by experiment uid: when its status was stored last
     accepted: dict[str, int] = field(default_factory=dict)  # generation by experiment uid, of what keeps the rules
     snapshots: dict[str, Kept] = field(default_factory=dict)  # by experiment uid
-    services: dict[str, dict[str, str]] = field(default_factory=dict)  # by experiment uid: uids by trial
+    services: dict[str, dict[str, str]] = field(default_factory=dict)  # by experiment uid: uids by their trial's
     services_listed: set[str] = field(default_factory=set)  # uids of experiments whose services are all known
     searches: dict[str, Any] = field(default_factory=dict)  # by experiment uid: what the search keeps, a cache only
     began: float = field(init=False)
