@@ -154,7 +154,11 @@ def _judge(hit: Hit, code: int, err: str, env: dict[str, str]) -> None:
     """What it has left behind: last words, and nothing in the store that is not whole."""
     log = Path(env["TRIALKEEPER_TERMINATION_LOG"])
     end = Message.decode(log.read_text()) if log.exists() else None
-    if code not in (143, 1, 0, -signal.SIGTERM) or (end is not None and end.end not in ("preempted", "complete")):
+    # A store that refuses, or talks nonsense, when a trainer asks where to begin, is an error with a sentence.
+    if hit.moment == "at the start" and hit.fault in ("403", "wrong bytes") and end is not None and end.end == "error":
+        if code != 1 or "the bucket trials" not in (end.text or ""):
+            hit.wrong.append(f"it has left with {code}, {end.text}: {err[-1500:]}")
+    elif code not in (143, 1, 0, -signal.SIGTERM) or (end is not None and end.end not in ("preempted", "complete")):
         hit.wrong.append(f"it has left with {code}, {end and (end.end, end.text)}: {err[-1500:]}")
 
 

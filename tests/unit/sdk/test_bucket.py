@@ -218,6 +218,17 @@ def test_an_answer_that_was_lost_is_not_taken_for_a_rival(server: Fake, store: S
         store.put_new("a", b"mine")
 
 
+def test_an_answer_that_was_lost_is_not_taken_for_a_rivals_because_a_byte_is_wrong(
+    server: Fake, store: S3Store
+) -> None:
+    store.put_new("first", b"")
+    lost = times(1, LOST, "PUT", "/a")
+    server.fault = lambda r: lost(r) if r.method == "PUT" else Fault(wrong=True)
+    store.put_new("a", b"mine")
+    server.fault = lambda _: None
+    assert store.get("a") == b"mine"
+
+
 def test_a_rival_is_not_taken_for_an_answer_that_was_lost(server: Fake, store: S3Store) -> None:
     store.put_new("first", b"")
     full = "space/exp-1/00000/a"

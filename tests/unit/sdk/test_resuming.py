@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from trainers import PREAMBLE, SAVING, Place
 from trialkeeper import contract, environment, history, manifest, saving
+from trialkeeper.store import AlreadyThere
 from trialkeeper.store.directory import DirectoryStore
 
 UNTIL = "for i in range(start, 9):\n    trialkeeper.report({'loss': 1.0 / (i + 1)}, checkpoint=save)\n"
@@ -303,3 +304,40 @@ def test_results_are_durable_before_the_manifest_and_the_fence_is_looked_at_befo
         results=Results(),
     )
     assert calls == ["keep", "list attempts/", "sync", "put manifests"]
+
+
+@pytest.mark.parametrize("wrong", [b"{", OSError("nobody answers")])
+def test_a_commit_whose_manifest_cannot_be_read_back_is_nobody_elses_and_keeps_its_files(
+    wrong: bytes | OSError, tmp_path: Path
+) -> None:
+    """The answer to its manifest was lost; the second try is told that one is there, and cannot read whose it is."""
+
+    class Silent(DirectoryStore):
+        def put_new(self, key: str, data: bytes) -> None:
+            super().put_new(key, data)
+            raise AlreadyThere(key)
+
+        def get(self, key: str) -> bytes:
+            if isinstance(wrong, OSError):
+                raise wrong
+            return wrong
+
+    env = environment.read({"TRIALKEEPER_STORE": tmp_path.as_uri(), "TRIALKEEPER_ATTEMPT": "1"})
+    folder = tmp_path / "made"
+    folder.mkdir()
+    (folder / "w").write_text("w")
+    with pytest.raises(OSError, match="is there, and whose it is cannot be read"):
+        saving.commit(
+            Silent(tmp_path / "trial"),
+            env,
+            folder,
+            kind="directory",
+            why="periodic",
+            progress=manifest.Progress(1, None, 0.0, {}, ()),
+            metrics={},
+            reported=0.0,
+            results=None,
+        )
+    store = DirectoryStore(tmp_path / "trial")
+    body = manifest.decode(store.get(contract.manifest_key(1, 1)))
+    assert (store.fetch(body["data"], body["files"]) / "w").read_text() == "w"

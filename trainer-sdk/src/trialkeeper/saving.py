@@ -249,6 +249,8 @@ def commit(
         # Of several ranks, the parts of the others stay where this is tried again.
         there = _abandon(store, key, data, tried_again=env.world > 1 and folder.is_dir())
         if isinstance(failure, AlreadyThere):
+            if there is None:
+                raise OSError(f"{key} is there, and whose it is cannot be read") from None
             if there.get("writer", {}).get("podUid") == env.pod_uid:
                 return Committed(reference, there)  # an earlier life of this pod was here
             raise StaleAttempt from None
@@ -256,13 +258,19 @@ def commit(
     return Committed(reference, body)
 
 
-def _abandon(store: Store, key: str, data: str, *, tried_again: bool) -> Mapping[str, Any]:
-    """Free the files of a commit that failed, unless its manifest is there after all; the manifest that is there."""
+def _abandon(store: Store, key: str, data: str, *, tried_again: bool) -> Mapping[str, Any] | None:
+    """Free the files of a commit that failed, unless its manifest is there after all.
+
+    Returns that manifest, an empty one if there is none, or None if that cannot be read: these files may be its.
+    """
     there: Mapping[str, Any] = {}
-    with contextlib.suppress(OSError):
-        with contextlib.suppress(Missing, CheckpointCorrupt):
+    try:
+        with contextlib.suppress(Missing):
             there = manifest.decode(store.get(key))
-        if there.get("data") != data and not tried_again:
+    except (CheckpointCorrupt, OSError):
+        return None
+    if there.get("data") != data and not tried_again:
+        with contextlib.suppress(OSError):
             store.delete(data)
     return there
 

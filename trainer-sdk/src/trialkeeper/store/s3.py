@@ -82,7 +82,8 @@ class S3Store:
         there = self._wire.request("GET", full, ready_for=(404,))
         if there.status == 404:
             raise Refused(f"{self._wire.bucket} says that {full} exists, and then that it does not")
-        return there.headers.get(WRITE_ID, write if written else "") == write and there.body == data
+        by = there.headers.get(WRITE_ID)
+        return by == write if by is not None else written and there.body == data
 
     def _honours_conditions(self) -> bool:
         """Whether of two conditional writes to one key the second is refused."""
