@@ -205,7 +205,10 @@ def workers(launcher: subprocess.Popen[bytes]) -> list[int]:
     """A launcher's ranks, by their variable."""
     found = {}
     for child in children(launcher.pid):
-        variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        try:
+            variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
         ranks = [v.partition(b"=")[2] for v in variables if v.startswith(b"RANK=")]
         if ranks:
             found[int(ranks[0])] = child

@@ -22,6 +22,7 @@ from shelf import Shelf
 from trialkeeper.results.known import NotThere
 from trialkeeper.results.reading import Results
 from trialkeeper_operator.local import kubectl
+from trialkeeper_operator.local.process import alive
 
 UID = "12345678-uid"
 KEYS = {"access-key": base64.b64encode(b"chart\n").decode(), "secret-key": base64.b64encode(b"secret").decode()}
@@ -139,18 +140,10 @@ def shelf(tmp_path: Path) -> Shelf:
     return made
 
 
-def ended(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return True
-    return Path(f"/proc/{process}/stat").read_text().split(") ")[1].startswith("Z")
-
-
 def await_end(process: int) -> None:
     pause = threading.Event()
     for _ in range(1000):
-        if ended(process):
+        if not alive(process):
             return
         pause.wait(0.01)
     raise AssertionError("kubectl lives on")
@@ -172,7 +165,7 @@ def test_the_charts_store_is_reached_by_a_forwarded_port(world: World, shelf: Sh
         results.refresh()
         assert results.finished
         (process,) = world.forwards()
-        assert not ended(process)
+        assert alive(process)
     await_end(process)
     credentials = {r.headers["authorization"].partition("Credential=")[2][:6] for r in world.server.requests}
     assert credentials == {"chart/"}
