@@ -27,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -126,14 +127,7 @@ def put_raw(place: Place) -> Measured:
     found: Measured = {}
     client, name = place.client(), bucket_of(place.url).name
     with measured(found), place.source.open("rb") as file, _connection(place) as connection:
-        parts = urlsplit(client.get_presigned_url("PUT", name, "raw"))
-        connection.putrequest("PUT", f"{parts.path}?{parts.query}")
-        connection.putheader("Content-Length", str(place.source.stat().st_size))
-        connection.endheaders()
-        connection.sock.sendfile(file)
-        answer = connection.getresponse()
-        answer.read()
-        assert answer.status == 200
+        _send(connection, client.get_presigned_url("PUT", name, "raw"), file, 0, place.source.stat().st_size)
     client.remove_object(name, "raw")
     return found
 
@@ -160,6 +154,19 @@ def _connection(place: Place) -> Iterator[http.client.HTTPConnection]:
     connection.close()
 
 
+def _send(connection: http.client.HTTPConnection, url: str, file: BinaryIO, start: int, size: int) -> str:
+    """Put bytes of a file under a presigned URL; the ETag."""
+    parts = urlsplit(url)
+    connection.putrequest("PUT", f"{parts.path}?{parts.query}")
+    connection.putheader("Content-Length", str(size))
+    connection.endheaders()
+    connection.sock.sendfile(file, start, size)
+    answer = connection.getresponse()
+    answer.read()
+    assert answer.status == 200
+    return str(answer.getheader("ETag")).strip('"')
+
+
 def put_parts(place: Place) -> Measured:
     """The bytes alone as we send them: parts over four connections, by sendfile; nothing is hashed."""
     found: Measured = {}
@@ -170,25 +177,16 @@ def put_parts(place: Place) -> Measured:
         numbers = iter(range(-(-size // PART)))
 
         def send(_: int) -> list[tuple[int, str]]:
-            connection = http.client.HTTPConnection(urlsplit(bucket_of(place.url).endpoint).netloc)
             tags = []
-            with place.source.open("rb") as file:
+            with place.source.open("rb") as file, _connection(place) as connection:
                 for number in numbers:
                     asked: dict[str, str | list[str] | tuple[str]] = {
                         "partNumber": str(number + 1),
                         "uploadId": upload_id,
                     }
-                    parts = urlsplit(client.get_presigned_url("PUT", name, key, extra_query_params=asked))
+                    url = client.get_presigned_url("PUT", name, key, extra_query_params=asked)
                     length = min(PART, size - number * PART)
-                    connection.putrequest("PUT", f"{parts.path}?{parts.query}")
-                    connection.putheader("Content-Length", str(length))
-                    connection.endheaders()
-                    connection.sock.sendfile(file, number * PART, length)
-                    answer = connection.getresponse()
-                    answer.read()
-                    assert answer.status == 200
-                    tags.append((number + 1, str(answer.getheader("ETag")).strip('"')))
-            connection.close()
+                    tags.append((number + 1, _send(connection, url, file, number * PART, length)))
             return tags
 
         with ThreadPoolExecutor(CONNECTIONS) as pool:
@@ -420,7 +418,6 @@ def upload_results(rounds: Rounds, gib: float) -> Results:
         "upload_ratio": _ratio(rounds, "put_ours", "put_raw"),
         "upload_ratio_parts": _ratio(rounds, "put_ours", "put_parts"),
         "upload_ratio_minio": _ratio(rounds, "put_ours", "put_minio"),
-        **({"upload_ratio_ray": _ratio(rounds, "put_ours", "put_ray")} if "put_ray" in rounds[0] else {}),
         "upload_cpu_s_gib_parts": _median(rounds, "put_parts", "cpu") / gib,
         **_costs(rounds, gib, "upload", "put_ours", "put_minio"),
     }
@@ -445,23 +442,17 @@ def small_results(rounds: Rounds, gib: float) -> Results:
 def training_results(rounds: Rounds, gib: float) -> Results:
     return {
         "handover_ms": _median(rounds, "hand_over", "seconds") * 1000,
-        **(
-            {"handover_ms_ray": _median(rounds, "hand_over_ray", "seconds") * 1000}
-            if "hand_over_ray" in rounds[0]
-            else {}
-        ),
         "train_speed_ratio": _median(rounds, "train", "ratio"),
     }
 
 
 def long_results(rounds: Rounds, gib: float) -> Results:
-    def ratio(case: str) -> float:
-        return statistics.median(r[case]["seconds"] / r["long_alone"]["seconds"] for r in rounds)
+    return {"long_run_ratio": _longer(rounds, "long_ours")}
 
-    return {
-        "long_run_ratio": ratio("long_ours"),
-        **({"long_run_ratio_ray": ratio("long_ray")} if "long_ray" in rounds[0] else {}),
-    }
+
+def _longer(rounds: Rounds, case: str) -> float:
+    """How many times as long as the same loop with nobody who sends."""
+    return statistics.median(r[case]["seconds"] / r["long_alone"]["seconds"] for r in rounds)
 
 
 GROUPS: Mapping[str, tuple[tuple[str, ...], Callable[[Rounds, float], Results]]] = {
@@ -472,7 +463,12 @@ GROUPS: Mapping[str, tuple[tuple[str, ...], Callable[[Rounds, float], Results]]]
     "long": (("long_ours", "long_alone"), long_results),
 }
 
-RAY: Mapping[str, str] = {"upload": "put_ray", "training": "hand_over_ray", "long": "long_ray"}
+# By group: Ray Tune's case, and what it adds to the results.
+RAY: Mapping[str, tuple[str, str, Callable[[Rounds], float]]] = {
+    "upload": ("put_ray", "upload_ratio_ray", lambda rounds: _ratio(rounds, "put_ours", "put_ray")),
+    "training": ("hand_over_ray", "handover_ms_ray", lambda rounds: _median(rounds, "hand_over_ray", "seconds") * 1000),
+    "long": ("long_ray", "long_run_ratio_ray", lambda rounds: _longer(rounds, "long_ray")),
+}
 
 BOUNDS: Mapping[str, Callable[[float], bool]] = {
     "upload_ratio": lambda x: x >= 0.95,
@@ -514,10 +510,13 @@ def main() -> int:
         _prepare(server.url, shared, asked.mib)
         for group in [*asked.only, *(["long"] if asked.long else [])]:
             cases, results_of = GROUPS[group]
-            if asked.ray and group in RAY:
-                cases = (*cases, RAY[group])
+            peer = RAY.get(group) if asked.ray else None
+            if peer is not None:
+                cases = (*cases, peer[0])
             rounds = [_round(cases, n, server, shared, asked) for n in range(asked.rounds)]
             results |= results_of(rounds, asked.mib / 1024)
+            if peer is not None:
+                results[peer[1]] = peer[2](rounds)
     for name, value in results.items():
         verdict = "" if name not in BOUNDS else "ok" if BOUNDS[name](value) else "MISSED"
         print(f"{name:28} {value:10.3f} {verdict}")
@@ -556,7 +555,7 @@ def _round(cases: tuple[str, ...], number: int, server: Server, shared: Path, as
         os.sync()
         _await_idle(asked.patience)
         with tempfile.TemporaryDirectory(dir=shared) as own:
-            if name in RAY.values():
+            if name not in CASES:
                 peer = Path(__file__).with_name("ray_tune.py")
                 command = [asked.ray, peer, name, server.endpoint, server.bucket, shared, own, str(asked.mib)]
             else:

@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 EVERY, LONG, LARGE = 5.0, 120.0, 100_000_000  # seconds; bytes
 
 
 def steps(seconds: float, stop: Callable[[], bool] = lambda: False) -> float:
     """Steps a second, for some seconds or until it is to stop; a step computes with numpy and without."""
+    import numpy as np  # here, since cases without a training would have it in their memory, too
+
     weights = np.random.default_rng(1).standard_normal((200, 200))
     start, done = time.perf_counter(), 0
     while time.perf_counter() - start < seconds and not stop():

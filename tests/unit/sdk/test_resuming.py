@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from trainers import PREAMBLE, SAVING, Place
 from trialkeeper import contract, environment, history, manifest, saving
-from trialkeeper.store import AlreadyThere
+from trialkeeper.store import AlreadyThere, Appender, Store
 from trialkeeper.store.directory import DirectoryStore
 
 UNTIL = "for i in range(start, 9):\n    trialkeeper.report({'loss': 1.0 / (i + 1)}, checkpoint=save)\n"
@@ -287,23 +287,27 @@ def test_results_are_durable_before_the_manifest_and_the_fence_is_looked_at_befo
 
         remote, size = False, 0
 
-    env = environment.read({"TRIALKEEPER_STORE": tmp_path.as_uri(), "TRIALKEEPER_ATTEMPT": "1"})
-    folder = tmp_path / "made"
+    commit(Spy(tmp_path / "trial"), tmp_path, Results())
+    assert calls == ["keep", "list attempts/", "sync", "put manifests"]
+
+
+def commit(store: Store, root: Path, results: Appender | None) -> None:
+    """Commit a folder of one file, as the first attempt at iteration 1."""
+    env = environment.read({"TRIALKEEPER_STORE": root.as_uri(), "TRIALKEEPER_ATTEMPT": "1"})
+    folder = root / "made"
     folder.mkdir()
     (folder / "w").write_text("w")
-    progress = manifest.Progress(1, None, 0.0, {}, ())
     saving.commit(
-        Spy(tmp_path / "trial"),
+        store,
         env,
         folder,
         kind="directory",
         why="periodic",
-        progress=progress,
+        progress=manifest.Progress(1, None, 0.0, {}, ()),
         metrics={},
         reported=0.0,
-        results=Results(),
+        results=results,
     )
-    assert calls == ["keep", "list attempts/", "sync", "put manifests"]
 
 
 @pytest.mark.parametrize("wrong", [b"{", OSError("nobody answers")])
@@ -322,22 +326,8 @@ def test_a_commit_whose_manifest_cannot_be_read_back_is_nobody_elses_and_keeps_i
                 raise wrong
             return wrong
 
-    env = environment.read({"TRIALKEEPER_STORE": tmp_path.as_uri(), "TRIALKEEPER_ATTEMPT": "1"})
-    folder = tmp_path / "made"
-    folder.mkdir()
-    (folder / "w").write_text("w")
     with pytest.raises(OSError, match="is there, and whose it is cannot be read"):
-        saving.commit(
-            Silent(tmp_path / "trial"),
-            env,
-            folder,
-            kind="directory",
-            why="periodic",
-            progress=manifest.Progress(1, None, 0.0, {}, ()),
-            metrics={},
-            reported=0.0,
-            results=None,
-        )
+        commit(Silent(tmp_path / "trial"), tmp_path, None)
     store = DirectoryStore(tmp_path / "trial")
     body = manifest.decode(store.get(contract.manifest_key(1, 1)))
     assert (store.fetch(body["data"], body["files"]) / "w").read_text() == "w"

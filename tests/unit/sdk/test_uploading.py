@@ -29,6 +29,7 @@ from trialkeeper.upload import messages, process
 from trialkeeper.upload.messages import Answer, Committed, Dropped, Failed, Fenced, Refused, Save, Synced
 from trialkeeper.upload.process import Process
 from trialkeeper.upload.uploader import Uploader
+from trialkeeper_operator.local.process import alive
 
 PATIENCE = 60.0
 POD = {"TRIALKEEPER_POD_UID": "pod-1"}
@@ -194,15 +195,8 @@ def test_a_frozen_process_holds_nobody_up(uploader: Uploader, env: Environment) 
     start = time.monotonic()
     uploader.close(0.5)
     assert time.monotonic() - start < 10
-    until(lambda: over(pid))
+    until(lambda: not alive(pid))
     assert uploader.outstanding == {}
-
-
-def over(pid: int) -> bool:
-    try:
-        return " Z " in Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return True
 
 
 def test_the_next_process_hears_of_the_haste_too(uploader: Uploader, env: Environment) -> None:

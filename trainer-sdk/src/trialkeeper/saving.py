@@ -265,8 +265,9 @@ def _abandon(store: Store, key: str, data: str, *, tried_again: bool) -> Mapping
     """
     there: Mapping[str, Any] = {}
     try:
-        with contextlib.suppress(Missing):
-            there = manifest.decode(store.get(key))
+        there = manifest.decode(store.get(key))
+    except Missing:
+        pass
     except (CheckpointCorrupt, OSError):
         return None
     if there.get("data") != data and not tried_again:

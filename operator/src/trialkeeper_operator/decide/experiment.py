@@ -302,7 +302,7 @@ def _finished(
     else:
         verdict, message = "True", f"{succeeded} of {len(trials)} trials succeeded"
         if reason == names.TARGET_REACHED:
-            message = f"{_aimed(experiment.spec.objectives, trials)}; {message}"[:1024]
+            message = f"{_aimed(experiment.spec.objectives, trials)}; {message}"
     status = status.model_copy(
         update={"phase": "Succeeded" if verdict == "True" else "Failed", "completion_time": stamp(now)}
     )
