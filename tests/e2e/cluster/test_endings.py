@@ -268,7 +268,24 @@ def free_memory(installed: Installed, node: str) -> int:
     return int(summary["node"]["memory"]["availableBytes"])
 
 
-@pytest.mark.timeout(500)
+def admitted_no_more(installed: Installed, theatre: Theatre, node: str, scene: Scene) -> tuple[list[Object], list[str]]:
+    """What comes of a pod that ran when its kubelet starts anew, in want of memory, and does not take it up again.
+
+    A kubelet that hears of the pod before it has looked at its memory takes it up and evicts it, which is row 17: that
+    is another story, and told again.
+    """
+    for time in range(1, 5):
+        name = f"readmitted-{time}"
+        theatre.play({name: scene})
+        theatre.running(name)
+        with wanting_memory(installed, node, "98%"):
+            documents, wrong = theatre.end({name: scene})
+        if not any("TerminationByKubelet" in line for line in wrong):
+            break
+    return documents, wrong
+
+
+@pytest.mark.timeout(700)
 def test_what_nodes_do_to_pods_is_that_of_the_table(installed: Installed, theatre: Theatre) -> None:
     (store,) = installed.items("pods", SYSTEM, "-l", "app.kubernetes.io/component=store")
     (node,) = set(installed.hosts.nodes) - {store["spec"]["nodeName"]}
@@ -283,7 +300,8 @@ def test_what_nodes_do_to_pods_is_that_of_the_table(installed: Installed, theatr
     takes = {"command": ["python", "-c", "x = bytearray(b'x') * (4 << 30); import time; time.sleep(3600)"]}
     pressed = Scene(17, ("Preempted", "TerminationByKubelet"), "low on resource: memory", container=takes, pod=on(node))
     refusal = (21, ("Infrastructure", "Evicted"), "had condition: .MemoryPressure")
-    refused, readmitted = Scene(*refusal, pod={"nodeName": node}), Scene(*refusal, sleeps, pod=on(node))
+    refused = Scene(*refusal, pod={"nodeName": node})
+    readmitted = Scene(*refusal, sleeps, pod=on(node), seen={"title": "recorded: readmitted"})
     silent = Scene(
         23, ("Lost", "NodeLost"), "does not answer", sleeps, pod=on(node), seen={"silent": True, "gone": False}
     )
@@ -302,10 +320,7 @@ def test_what_nodes_do_to_pods_is_that_of_the_table(installed: Installed, theatr
         found.append(theatre.end({"pressed": pressed}))
         theatre.play({"pressure": refused})
         found.append(theatre.end({"pressure": refused}))
-    theatre.play({"readmitted": readmitted})
-    theatre.running("readmitted")
-    with wanting_memory(installed, node, "98%"):
-        found.append(theatre.end({"readmitted": readmitted}))
+    found.append(admitted_no_more(installed, theatre, node, readmitted))
     host = installed.hosts.node(node)
     try:
         theatre.play({"silent": silent})
