@@ -1,8 +1,9 @@
 """What a checkpoint costs, next to what the same bytes cost without us.
 
-A MinIO on this machine. Each case runs in a fresh process, several rounds, all cases of a group one after the other in
-each; a ratio is the median of the rounds' ratios, of that half of the rounds in which other processes used the machine
-least (`foreign`: cores). The last line is one JSON object.
+A MinIO on this machine; beside a training it only takes what is left of the cores, since no trainer has its store on
+its own. Each case runs in a fresh process, several rounds, all cases of a group one after the other in each; a ratio is
+the median of the rounds' ratios, of that half of the rounds in which other processes used the machine least (`foreign`:
+cores). The last line is one JSON object.
 
     python benchmarks/checkpoint.py [--rounds 5] [--mib 1024] [--only upload download ...] [--long] [--ray PYTHON]
 
@@ -15,8 +16,10 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import multiprocessing
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -47,6 +50,7 @@ MIB = 1 << 20
 PART = 16 * MIB
 CONNECTIONS = 4
 IDLE = 0.25  # CPU seconds in a second
+ALONE = 3.0  # seconds of training before and after each save
 KEPT = "space/exp-1/00000/data/kept/source"  # the object that is fetched
 
 
@@ -338,23 +342,56 @@ def _sent() -> bool:
 
 
 def train(place: Place) -> Measured:
-    """Steps while a checkpoint of `mib` MiB is sent, and before and after with none: `ratio` is of these two speeds."""
+    """Steps while a checkpoint of `mib` MiB is sent, over those before and after with none: `ratio`."""
     import trialkeeper
 
     _trial(place)
-    found: Measured = {}
     trialkeeper.report({"loss": 1.0})
-    loop.steps(1.0)
-    ratios = []
-    for _ in range(3):
-        alone = loop.steps(2.0)
+
+    def begin(file: Path) -> Callable[[], bool]:
         with trialkeeper.checkpoint_dir({"loss": 1.0}) as folder:
-            os.link(place.source, folder / "w")
-        sending = loop.steps(60.0, _sent)
-        trialkeeper.flush()
-        ratios.append(sending / statistics.mean((alone, loop.steps(2.0))))
-    found["seconds"] = found["ratio"] = statistics.median(ratios)
+            os.link(file, folder / "w")
+        return _sent
+
+    return _while_sending(place, begin)
+
+
+def train_raw(place: Place) -> Measured:
+    """The same training while a process of the lowest priority does nothing but put the same bytes."""
+
+    def put() -> None:
+        os.nice(19)
+        put_raw(place)
+
+    def begin(_: Path) -> Callable[[], bool]:
+        process = multiprocessing.get_context("fork").Process(target=put)
+        process.start()
+        return lambda: not process.is_alive()
+
+    return _while_sending(place, begin)
+
+
+def _while_sending(place: Place, begin: Callable[[Path], Callable[[], bool]]) -> Measured:
+    """`begin` begins to send a file, and gives what tells whether that is done; `seconds` are those of one sending."""
+    found: Measured = {}
+    file = Path(shutil.copyfile(place.source, place.own / "w"))
+    ratios, took = [], []
+    for _ in range(3):
+        _change(file)
+        alone, start = loop.steps(ALONE), time.perf_counter()
+        sending = loop.steps(120.0, begin(file))
+        took.append(time.perf_counter() - start)
+        ratios.append(sending / statistics.mean((alone, loop.steps(ALONE))))
+    found["seconds"], found["ratio"] = statistics.median(took), statistics.median(ratios)
     return found
+
+
+def _change(file: Path) -> None:
+    """Some bytes of each part, since nothing is sent twice."""
+    with file.open("r+b") as writing:
+        for start in range(0, file.stat().st_size, PART):
+            writing.seek(start)
+            writing.write(os.urandom(16))
 
 
 def _long(place: Place, save: Callable[[Callable[[Path], None]], object]) -> Measured:
@@ -379,7 +416,7 @@ CASES: Mapping[str, Callable[[Place], Measured]] = {
     case.__name__: case
     for case in (
         *(put_raw, put_parts, put_minio, put_ours, get_raw, get_minio, get_ours, put_small, get_small, put_again),
-        *(hand_over, train, long_ours, long_alone),
+        *(hand_over, train, train_raw, long_ours, long_alone),
     )
 }
 
@@ -442,7 +479,11 @@ def small_results(rounds: Rounds, gib: float) -> Results:
 def training_results(rounds: Rounds, gib: float) -> Results:
     return {
         "handover_ms": _median(rounds, "hand_over", "seconds") * 1000,
-        "train_speed_ratio": _median(rounds, "train", "ratio"),
+        "train_speed_ratio": statistics.median(r["train"]["ratio"] / r["train_raw"]["ratio"] for r in rounds),
+        "train_speed": _median(rounds, "train", "ratio"),
+        "train_speed_raw": _median(rounds, "train_raw", "ratio"),
+        "train_send_s": _median(rounds, "train", "seconds"),
+        "train_send_s_raw": _median(rounds, "train_raw", "seconds"),
     }
 
 
@@ -459,9 +500,11 @@ GROUPS: Mapping[str, tuple[tuple[str, ...], Callable[[Rounds, float], Results]]]
     "upload": (("put_raw", "put_parts", "put_minio", "put_ours"), upload_results),
     "download": (("get_raw", "get_minio", "get_ours"), download_results),
     "small": (("put_small", "get_small", "put_again"), small_results),
-    "training": (("hand_over", "train"), training_results),
+    "training": (("hand_over", "train", "train_raw"), training_results),
     "long": (("long_ours", "long_alone"), long_results),
 }
+
+TRAINING = ("training", "long")  # whose trainer would have its cores for itself, but for what we take of them
 
 # By group: Ray Tune's case, and what it adds to the results.
 RAY: Mapping[str, tuple[str, str, Callable[[Rounds], float]]] = {
@@ -502,21 +545,20 @@ def main() -> int:
     os.environ.update(KEYS)
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # the other core is the upload process's
     results: Results = {}
-    with (
-        tempfile.TemporaryDirectory(prefix="trialkeeper-bench-") as folder,
-        minio(Path(folder), lifetime=3 * 3600) as server,
-    ):
-        shared = Path(folder)
-        _prepare(server.url, shared, asked.mib)
-        for group in [*asked.only, *(["long"] if asked.long else [])]:
-            cases, results_of = GROUPS[group]
-            peer = RAY.get(group) if asked.ray else None
-            if peer is not None:
-                cases = (*cases, peer[0])
-            rounds = [_round(cases, n, server, shared, asked) for n in range(asked.rounds)]
-            results |= results_of(rounds, asked.mib / 1024)
-            if peer is not None:
-                results[peer[1]] = peer[2](rounds)
+    for group in [*asked.only, *(["long"] if asked.long else [])]:
+        cases, results_of = GROUPS[group]
+        peer = RAY.get(group) if asked.ray else None
+        if peer is not None:
+            cases = (*cases, peer[0])
+        with (
+            tempfile.TemporaryDirectory(prefix="trialkeeper-bench-") as folder,
+            minio(Path(folder), lifetime=3 * 3600, yielding=group in TRAINING) as server,
+        ):
+            _prepare(server.url, Path(folder), asked.mib)
+            rounds = [_round(cases, n, server, Path(folder), asked) for n in range(asked.rounds)]
+        results |= results_of(rounds, asked.mib / 1024)
+        if peer is not None:
+            results[peer[1]] = peer[2](rounds)
     for name, value in results.items():
         verdict = "" if name not in BOUNDS else "ok" if BOUNDS[name](value) else "MISSED"
         print(f"{name:28} {value:10.3f} {verdict}")

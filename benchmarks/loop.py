@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 EVERY, LONG, LARGE = 5.0, 120.0, 100_000_000  # seconds; bytes
+MIB = 1 << 20
 
 
 def steps(seconds: float, stop: Callable[[], bool] = lambda: False) -> float:
@@ -29,10 +30,12 @@ def long(noted: Path, save: Callable[[Callable[[Path], None]], object]) -> float
 
     `noted`: where all who are compared find the number of steps; whoever comes first measures it.
     """
-    content = os.urandom(LARGE // 4)
+    content = bytearray(os.urandom(LARGE // 4))
 
     def write(folder: Path) -> None:
         for i in range(4):
+            for at in range(0, len(content) - 16, MIB):  # each save has other bytes in each part of each file
+                content[at : at + 16] = os.urandom(16)
             (folder / str(i)).write_bytes(content)
 
     if not noted.exists():

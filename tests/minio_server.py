@@ -51,16 +51,20 @@ def _free_port() -> int:
 
 
 @contextmanager
-def minio(folder: Path, *, lifetime: int = 900) -> Iterator[Minio]:
-    """A server that keeps its data below a folder, until it is left, or for so many seconds if we are killed."""
+def minio(folder: Path, *, lifetime: int = 900, yielding: bool = False) -> Iterator[Minio]:
+    """A server that keeps its data below a folder, until it is left, or for so many seconds if we are killed.
+
+    `yielding`: it takes what others leave of this machine's cores, as if it were on another one.
+    """
     found = program()
     if found is None:
         pytest.fail("there is no MinIO: set TRIALKEEPER_MINIO to its program")
     address = f"127.0.0.1:{_free_port()}"
     data = folder / "minio"
     data.mkdir()
+    prefix = ["timeout", str(lifetime), *(["chrt", "--idle", "0"] if yielding else ())]
     server = subprocess.Popen(
-        ["timeout", str(lifetime), found, "server", "--quiet", "--address", address, data],
+        [*prefix, found, "server", "--quiet", "--address", address, data],
         env={
             "PATH": os.environ["PATH"],
             "HOME": str(folder),
