@@ -30,7 +30,7 @@ from trialkeeper.store import AlreadyThere, Appender, Denied, Unreachable, segme
 from trialkeeper.store.opening import open_store
 from trialkeeper.tally import Tally
 
-HOLD_LIMIT = 60.0  # seconds that a trainer waits for the drill's kill, which may come through a cluster
+HOLD_LIMIT = 300.0  # seconds that a trainer waits for the drill's kill, which goes by a status that may be a minute old
 CLOSING = 60.0  # seconds in which the upload process sends the last results, if nobody has asked this pod to go
 READY = (
     "report() is given finished checkpoints, so none can be made when it is due, at the end, or when the pod must go: "
