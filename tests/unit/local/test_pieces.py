@@ -196,6 +196,14 @@ def test_what_the_drill_says(starts: list[int], phase: str, found: dict[int, Any
     assert words in verdict.sentence
 
 
+def test_a_kill_that_reaches_nobody_is_said() -> None:
+    attempts = [{"number": 1, "fromIteration": 0}, {"number": 2, "fromIteration": 2}]
+    killed = {"phase": "Succeeded", "message": "", "log": "l", "attempts": attempts, "lostWork": {"iterations": 1}}
+    assert "came too late" not in judge(killed, "loss", (PEACE, PEACE), {1}, 1).sentence
+    said = "2 kills, 2 attempts, 1 iterations run again (1 of the kills came too late: that attempt had ended), and"
+    assert said in judge(killed, "loss", (PEACE, PEACE), {1}, 2).sentence
+
+
 FINE = {
     "phase": "Succeeded",
     "iterations": 9,

@@ -333,11 +333,34 @@ def test_a_store_that_can_be_written_again_has_no_hole(broken: str, place: Place
     assert len(list((place.store / "data").iterdir())) == len(saved), "what was never committed is left behind"
 
 
+AWAITED = """
+import threading, time
+def kill():
+    file = os.environ["TRIALKEEPER_REPORT"].removeprefix("file://")
+    told = {}
+    while told.get("iteration") != 2 or not told.get("checkpoint"):
+        time.sleep(0.01)
+        told = json.load(open(file)) if os.path.exists(file) else {}
+    print("told:", told["checkpoint"]["iteration"], told["iteration"], flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread(target=kill, daemon=True).start()
+for i in range(4):
+    trialkeeper.report({"loss": 1.0}, checkpoint=save)
+"""
+
+
 def test_live_reports_have_the_newest_values(place: Place) -> None:
     left = place.run(SAVING + "i = 0\ntrialkeeper.report({'loss': 0.5}, checkpoint=save)\n")
     assert left.report is not None
     assert (left.report.end, left.report.iteration, left.report.metrics["loss"].last) == ("complete", 1, 0.5)
     assert left.report.checkpoint is not None
+
+
+def test_what_is_committed_while_the_drill_is_awaited_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIALKEEPER_HOLD", "2")
+    left = place.run(SAVING + AWAITED)
+    assert "told: 1 2\n" in left.out, left.err
+    assert (left.end, place.manifests()) == (("preempted", ""), [f"a000001-i{i:012d}" for i in (1, 2)])
 
 
 def test_parameters_come_over_defaults_as_keys_and_attributes(place: Place) -> None:

@@ -30,7 +30,8 @@ from trialkeeper.store import AlreadyThere, Appender, Denied, Unreachable, segme
 from trialkeeper.store.opening import open_store
 from trialkeeper.tally import Tally
 
-HOLD_LIMIT = 300.0  # seconds that a trainer waits for the drill's kill, which goes by a status that may be a minute old
+HOLD_LIMIT = 300.0  # seconds that a trainer waits for the drill's kill, which also outlasts a restart of the operator
+HOLD_LOOK = 0.1  # seconds between two looks at what is committed meanwhile
 CLOSING = 60.0  # seconds in which the upload process sends the last results, if nobody has asked this pod to go
 READY = (
     "report() is given finished checkpoints, so none can be made when it is due, at the end, or when the pod must go: "
@@ -242,9 +243,14 @@ class Reporter:
         self.session.thread, self.session.failure = threading.get_ident(), None
 
     def _await_the_drill(self) -> None:
-        """Wait where the drill wants to hit: this iteration is reported and not saved yet."""
+        """Wait where the drill wants to hit: this iteration is reported and not saved yet.
+
+        What is committed meanwhile is told, for the drill waits for it.
+        """
         self._tell(now=True)
-        self.session.await_signal(HOLD_LIMIT)
+        end = time.monotonic() + HOLD_LIMIT
+        while not self.session.await_signal(HOLD_LOOK) and time.monotonic() < end:
+            self._hear()
 
     def _stopped(self, flat: Mapping[str, float | int]) -> tuple[str, str] | None:
         tally = self._tally

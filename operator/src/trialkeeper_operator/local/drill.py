@@ -168,6 +168,8 @@ def judge(
         )
     again = killed["lostWork"]["iterations"]
     said = f"your trainer resumes: {kills} kills, {len(attempts)} attempts, {again} iterations run again"
+    if (missed := kills - len(resumed)) > 0:
+        said += f" ({missed} of the kills came too late: that attempt had ended)"
     if not first:
         return Verdict(True, f"{said}, and its results are those of the undisturbed run")
     numbers = f"{found[first][metric]:.6g}, undisturbed {expected[first][metric]:.6g}"
