@@ -4,25 +4,41 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 EVERY, LONG, LARGE = 5.0, 120.0, 100_000_000  # seconds; bytes
+LOOKS = 16  # steps between two looks whether it is to stop
 MIB = 1 << 20
 
 
-def steps(seconds: float, stop: Callable[[], bool] = lambda: False) -> float:
-    """Steps a second, for some seconds or until it is to stop; a step computes with numpy and without."""
+def training() -> Iterator[None]:
+    """Steps without an end; each computes with numpy and without."""
     import numpy as np  # here, since cases without a training would have it in their memory, too
 
     weights = np.random.default_rng(1).standard_normal((200, 200))
-    start, done = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds and not stop():
+    while True:
         for _ in range(3):
             weights = np.tanh(weights @ weights / 200)
         sum(i * i for i in range(10_000))
-        done += 1
-    return done / (time.perf_counter() - start)
+        yield
+
+
+def speed(seconds: float, stop: Callable[[], bool] = lambda: False) -> float:
+    """Steps a second, for some seconds or until it is to stop."""
+    start = time.perf_counter()
+    for done, _ in enumerate(training(), 1):
+        took = time.perf_counter() - start
+        if took >= seconds or (done % LOOKS == 0 and stop()):
+            break
+    return done / took
+
+
+def change(content: bytearray) -> None:
+    """Other bytes in each MiB, since nothing is sent twice."""
+    for at in range(0, len(content) - 16, MIB):
+        content[at : at + 16] = os.urandom(16)
 
 
 def long(noted: Path, save: Callable[[Callable[[Path], None]], object]) -> float:
@@ -34,16 +50,15 @@ def long(noted: Path, save: Callable[[Callable[[Path], None]], object]) -> float
 
     def write(folder: Path) -> None:
         for i in range(4):
-            for at in range(0, len(content) - 16, MIB):  # each save has other bytes in each part of each file
-                content[at : at + 16] = os.urandom(16)
+            change(content)
             (folder / str(i)).write_bytes(content)
 
     if not noted.exists():
-        noted.write_text(str(int(steps(5.0) * EVERY)))
+        noted.write_text(str(int(speed(5.0) * EVERY)))
     number = int(noted.read_text())
     start = time.perf_counter()
     for _ in range(int(LONG / EVERY)):
-        left = iter(range(number))
-        steps(600.0, lambda left=left: next(left, None) is None)  # type: ignore[misc]
+        for _ in islice(training(), number):
+            pass
         save(write)
     return time.perf_counter() - start
