@@ -6,7 +6,10 @@ the median of the rounds' ratios, of that half of the rounds in which other proc
 cores). The last line is one JSON object.
 
     python benchmarks/checkpoint.py [--rounds 5] [--mib 1024] [--only upload download ...] [--long] [--ray PYTHON]
+                                    [--link RATE]
 
+Without `--link` the network is this machine's memory, and the server has the cores that are also the client's: what
+hashes cannot be as fast as what does not. With it, it is a network namespace whose loopback has that rate.
 `--long` adds a training with a checkpoint of 100 MB every five seconds, two minutes a case. `--ray` adds Ray Tune, of
 whatever version that interpreter has; for Ray Tune a save is over when it is stored, since `report` waits for that.
 """
@@ -22,7 +25,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -151,6 +155,21 @@ BOUNDS: Mapping[str, Callable[[float], bool]] = {
 }
 
 
+@contextmanager
+def _link(rate: str) -> Iterator[list[str]]:
+    """What runs a command in a network namespace of its own, whose loopback has a rate, as tc(8) writes it."""
+    name = f"trialkeeper-{os.getpid()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        inside = ["ip", "netns", "exec", name]
+        shaped = f"tc qdisc add dev lo root tbf rate {rate} burst 4mb latency 100ms"
+        for command in ("ip link set lo up", shaped):
+            subprocess.run([*inside, *command.split()], check=True)
+        yield inside
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=5)
@@ -159,6 +178,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", choices=[*GROUPS], default=[g for g in GROUPS if g != "long"])
     parser.add_argument("--long", action="store_true", help="add the long training")
     parser.add_argument("--ray", help="an interpreter that has ray[tune], pyarrow and numpy: Ray Tune is measured, too")
+    parser.add_argument("--link", help="the rate of the network to the store, like 5gbit (root, ip and tc)")
     parser.add_argument("--case", nargs=4, help=argparse.SUPPRESS)  # name, url, shared folder, own folder
     asked = parser.parse_args()
     if asked.case:
@@ -167,6 +187,11 @@ def main() -> int:
         found["rss"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps(found))
         return 0
+    if asked.link:
+        at = sys.argv.index("--link")
+        rest = [*sys.argv[1:at], *sys.argv[at + 2 :]]
+        with _link(asked.link) as inside:
+            return subprocess.run([*inside, sys.executable, __file__, *rest], check=False).returncode
     os.environ.update(KEYS)
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # the other core is the upload process's
     results: Results = {}
@@ -214,6 +239,19 @@ def _await_idle(patience: float) -> None:
             return
 
 
+def _warm(folder: Path, mib: int) -> None:
+    """Have free memory that is had at once, for each case the same.
+
+    Memory that has been free for a while may be the host's by now, and a full page cache must be cleared: whoever
+    needs a GiB then pays up to two seconds for it, and it is chance whom that meets.
+    """
+    file = folder / "warm"
+    with file.open("wb") as writing:
+        for _ in range(2 * mib):
+            writing.write(bytes(MIB))
+    file.unlink()
+
+
 def _round(cases: tuple[str, ...], number: int, server: Minio, shared: Path, asked: argparse.Namespace) -> Round:
     """Each case once, in an order that changes from round to round."""
     found: Round = {}
@@ -221,6 +259,7 @@ def _round(cases: tuple[str, ...], number: int, server: Minio, shared: Path, ask
         name = cases[(number + shift) % len(cases)]
         os.sync()
         _await_idle(asked.patience)
+        _warm(shared, asked.mib)
         with tempfile.TemporaryDirectory(dir=shared) as own:
             if name not in CASES:
                 peer = Path(__file__).with_name("ray_tune.py")

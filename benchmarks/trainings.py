@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import statistics
 import time
 from collections.abc import Callable
@@ -140,7 +141,13 @@ def long_ours(place: Place) -> Measured:
 
 
 def long_alone(place: Place) -> Measured:
-    """The same files, written over and over; nobody sends them."""
-    folder = place.own / "alone"
-    folder.mkdir()
-    return _long(place, lambda write: write(folder))
+    """The same files, new ones each time; those before are removed, and nobody sends any."""
+
+    def save(write: Callable[[Path], None]) -> None:
+        new, old = place.own / "new", place.own / "old"
+        new.mkdir()
+        write(new)
+        shutil.rmtree(old, ignore_errors=True)
+        new.rename(old)
+
+    return _long(place, save)
