@@ -33,7 +33,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import trainings
 import transfers
-from place import MIB, Measured, Place, busy
+from loop import MIB
+from place import Measured, Place, busy
 
 from minio_server import KEYS, Minio, minio
 
@@ -171,14 +172,16 @@ def _link(rate: str) -> Iterator[list[str]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    outer = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    outer.add_argument("--link", help="the rate of the network to the store, like 5gbit (root, ip and tc)")
+    inner = outer.parse_known_args()[1]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "", parents=[outer])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--mib", type=int, default=1024)
     parser.add_argument("--patience", type=float, default=10.0, help="seconds to wait for an idle machine, each time")
     parser.add_argument("--only", nargs="*", choices=[*GROUPS], default=[g for g in GROUPS if g != "long"])
     parser.add_argument("--long", action="store_true", help="add the long training")
     parser.add_argument("--ray", help="an interpreter that has ray[tune], pyarrow and numpy: Ray Tune is measured, too")
-    parser.add_argument("--link", help="the rate of the network to the store, like 5gbit (root, ip and tc)")
     parser.add_argument("--case", nargs=4, help=argparse.SUPPRESS)  # name, url, shared folder, own folder
     asked = parser.parse_args()
     if asked.case:
@@ -188,10 +191,8 @@ def main() -> int:
         print(json.dumps(found))
         return 0
     if asked.link:
-        at = sys.argv.index("--link")
-        rest = [*sys.argv[1:at], *sys.argv[at + 2 :]]
         with _link(asked.link) as inside:
-            return subprocess.run([*inside, sys.executable, __file__, *rest], check=False).returncode
+            return subprocess.run([*inside, sys.executable, __file__, *inner], check=False).returncode
     os.environ.update(KEYS)
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # the other core is the upload process's
     results: Results = {}

@@ -19,8 +19,6 @@ from trialkeeper.store.address import bucket_of
 from trialkeeper.store.opening import open_store
 from trialkeeper.store.s3 import S3Store
 
-MIB = 1 << 20
-
 Measured = dict[str, float]
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
+from loop import MIB
 from minio import Minio as Client
-from place import MIB, Measured, Place, measured
+from place import Measured, Place, measured
 
 from trialkeeper.store.address import bucket_of
 
@@ -192,7 +193,12 @@ def put_again(place: Place) -> Measured:
 def _many(place: Place, name: str, number: int, size: int) -> Path:
     folder = place.own / name
     folder.mkdir()
+    fill(place, folder, number, size)
+    return folder
+
+
+def fill(place: Place, folder: Path, number: int, size: int) -> None:
+    """Write so many files of so many bytes."""
     with place.source.open("rb") as source:
         for i in range(number):
             (folder / str(i)).write_bytes(source.read(size))
-    return folder

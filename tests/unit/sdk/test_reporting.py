@@ -333,6 +333,13 @@ def test_a_store_that_can_be_written_again_has_no_hole(broken: str, place: Place
     assert len(list((place.store / "data").iterdir())) == len(saved), "what was never committed is left behind"
 
 
+def test_live_reports_have_the_newest_values(place: Place) -> None:
+    left = place.run(SAVING + "i = 0\ntrialkeeper.report({'loss': 0.5}, checkpoint=save)\n")
+    assert left.report is not None
+    assert (left.report.end, left.report.iteration, left.report.metrics["loss"].last) == ("complete", 1, 0.5)
+    assert left.report.checkpoint is not None
+
+
 AWAITED = """
 import threading, time
 def kill():
@@ -347,13 +354,6 @@ threading.Thread(target=kill, daemon=True).start()
 for i in range(4):
     trialkeeper.report({"loss": 1.0}, checkpoint=save)
 """
-
-
-def test_live_reports_have_the_newest_values(place: Place) -> None:
-    left = place.run(SAVING + "i = 0\ntrialkeeper.report({'loss': 0.5}, checkpoint=save)\n")
-    assert left.report is not None
-    assert (left.report.end, left.report.iteration, left.report.metrics["loss"].last) == ("complete", 1, 0.5)
-    assert left.report.checkpoint is not None
 
 
 def test_what_is_committed_while_the_drill_is_awaited_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
